@@ -1,0 +1,44 @@
+"""How both ends of a gRPC connection are set up."""
+
+from collections.abc import Sequence
+
+import grpc
+
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # a chunk is about 1 MiB; a spec with thousands of layers stays far below
+KEEPALIVE_MS = 10_000  # a dead peer is noticed this long after its last sign of life
+Options = Sequence[tuple[str, int]]
+
+_BOTH_ENDS: Options = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+
+
+def server_options() -> Options:
+    """Return the server's channel arguments.
+
+    gRPC would share a port with another server silently unless told not to, and would close idle streams of clients
+    that ping more often than it likes.
+    """
+    pings: Options = (("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_MS // 2),)
+    return (*_BOTH_ENDS, ("grpc.so_reuseport", 0), *pings)
+
+
+def channel_options() -> Options:
+    """Return the channel arguments of a client, worker or fleet."""
+    redial: Options = (
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.min_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.enable_http_proxy", 0),  # a cluster's own traffic never goes through a web proxy
+    )
+    return (*_BOTH_ENDS, *redial)
+
+
+def connect(address: str) -> grpc.Channel:
+    """Open a channel to the server at "host:port". It connects at the first call."""
+    return grpc.insecure_channel(address, options=list(channel_options()))

@@ -1,0 +1,139 @@
+"""The encoding of chunk messages: valid protobuf whose data is copied once.
+
+A NodeChunk in its WorkerMessage, and a ParameterChunk in its ServerMessage, are written with all fields in the order
+of their numbers, lengths as varints of five bytes, and padding that makes the header as long as its struct, so that
+the data starts at a multiple of 16 bytes of the message. Every protobuf parser reads that. In the other direction
+the fast path recognises exactly this header; any other valid encoding goes through the generated class.
+"""
+
+import struct
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy.typing as npt
+from google.protobuf.message import DecodeError
+
+from lockstep_proto.tree import Node
+from lockstep_proto.v1 import training_pb2
+
+Data = bytes | memoryview | npt.NDArray[Any]
+
+
+class Sums(NamedTuple):
+    """What a node sums up over its rows, in float64."""
+
+    weight: float
+    loss: float
+    metric: float
+
+    def plus(self, other: "Sums") -> "Sums":
+        """Return the sums of the parent, self being its left child."""
+        return Sums(self.weight + other.weight, self.loss + other.loss, self.metric + other.metric)
+
+
+class NodeChunk(NamedTuple):
+    """One chunk of a node's value. `data` holds little-endian values and is empty in an evaluation."""
+
+    attempt: int
+    step: int
+    node: Node
+    chunk_index: int
+    sums: Sums
+    compute_s: float
+    data: Data
+
+
+class ParameterChunk(NamedTuple):
+    """One chunk of the parameters of one version. `data` holds little-endian values."""
+
+    attempt: int
+    version: int
+    chunk_index: int
+    data: Data
+
+
+@lru_cache(maxsize=4096)
+def _varint(value: int) -> bytes:
+    """Encode a length in five bytes, whatever its size."""
+    return bytes([(value >> shift) & 0x7F | 0x80 for shift in (0, 7, 14, 21)] + [value >> 28])
+
+
+_ENVELOPE_BYTES = 6  # tag and length of the chunk in its stream message; its own length counts what follows them
+
+# tag, length | attempt | step | lo | hi | index | sums | compute_s | padding | data: tag, length
+_NODE = struct.Struct("<B5s BI BQ BI BI BI H3d Bd I B5s".replace(" ", ""))
+_NODE_TAGS = (0x0A, 0x0D, 0x11, 0x1D, 0x25, 0x2D, 0x1832, 0x39, 0x0272, 0x7A)
+# tag, length | attempt | version | index | padding | data: tag, length
+_PARAMETERS = struct.Struct("<B5s BI BQ BI 17s B5s".replace(" ", ""))
+_PARAMETERS_PADDING = b"\x72\x0f" + bytes(15)
+_PARAMETERS_TAGS = (0x0A, 0x0D, 0x11, 0x1D, _PARAMETERS_PADDING, 0x7A)
+
+NODE_HEADER_BYTES = _NODE.size
+PARAMETERS_HEADER_BYTES = _PARAMETERS.size
+
+
+def encode_node_chunk(chunk: NodeChunk) -> bytes:
+    """Return the WorkerMessage that holds `chunk`."""
+    size = memoryview(chunk.data).nbytes
+    outer = _varint(_NODE.size - _ENVELOPE_BYTES + size)
+    t0, t1, t2, t3, t4, t5, t6, t7, pad, t15 = _NODE_TAGS
+    header = _NODE.pack(
+        t0, outer, t1, chunk.attempt, t2, chunk.step, t3, chunk.node[0], t4, chunk.node[1], t5, chunk.chunk_index,
+        t6, *chunk.sums, t7, chunk.compute_s, pad, t15, _varint(size),
+    )  # fmt: skip
+    return b"".join((header, chunk.data)) if size else header
+
+
+def encode_parameter_chunk(chunk: ParameterChunk) -> bytes:
+    """Return the ServerMessage that holds `chunk`."""
+    size = memoryview(chunk.data).nbytes
+    outer = _varint(_PARAMETERS.size - _ENVELOPE_BYTES + size)
+    t0, t1, t2, t3, pad, t15 = _PARAMETERS_TAGS
+    header = _PARAMETERS.pack(
+        t0, outer, t1, chunk.attempt, t2, chunk.version, t3, chunk.chunk_index, pad, t15, _varint(size)
+    )
+    return b"".join((header, chunk.data))
+
+
+def decode_worker_message(message: bytes) -> NodeChunk | training_pb2.WorkerMessage:
+    """Read what a worker sent. Raises DecodeError for what is not protobuf."""
+    if len(message) >= _NODE.size and message[0] == _NODE_TAGS[0]:
+        (
+            t0, outer, t1, attempt, t2, step, t3, lo, t4, hi, t5, index, t6, weight, loss, metric,
+            t7, compute_s, pad, t15, inner,
+        ) = _NODE.unpack_from(message)  # fmt: skip
+        tags = (t0, t1, t2, t3, t4, t5, t6, t7, pad, t15)
+        if tags == _NODE_TAGS and _lengths_fit(message, _NODE.size, outer, inner):
+            sums = Sums(weight, loss, metric)
+            return NodeChunk(attempt, step, (lo, hi), index, sums, compute_s, memoryview(message)[_NODE.size :])
+    parsed = training_pb2.WorkerMessage.FromString(message)
+    if parsed.WhichOneof("kind") != "chunk":
+        return parsed
+    c = parsed.chunk
+    if len(c.sums) != len(Sums._fields):
+        raise DecodeError(f"a chunk has {len(Sums._fields)} sums, got {len(c.sums)}")
+    return NodeChunk(c.attempt, c.step, (c.lo, c.hi), c.index, Sums(*c.sums), c.compute_s, memoryview(c.data))
+
+
+def decode_server_message(message: bytes) -> ParameterChunk | training_pb2.ServerMessage:
+    """Read what the server sent. Raises DecodeError for what is not protobuf."""
+    if len(message) >= _PARAMETERS.size and message[0] == _PARAMETERS_TAGS[0]:
+        t0, outer, t1, attempt, t2, version, t3, index, pad, t15, inner = _PARAMETERS.unpack_from(message)
+        tags = (t0, t1, t2, t3, pad, t15)
+        if tags == _PARAMETERS_TAGS and _lengths_fit(message, _PARAMETERS.size, outer, inner):
+            return ParameterChunk(attempt, version, index, memoryview(message)[_PARAMETERS.size :])
+    parsed = training_pb2.ServerMessage.FromString(message)
+    if parsed.WhichOneof("kind") != "chunk":
+        return parsed
+    c = parsed.chunk
+    return ParameterChunk(c.attempt, c.version, c.index, memoryview(c.data))
+
+
+def parameter_data(message: bytes) -> memoryview:
+    """Return the data of a message made by `encode_parameter_chunk`, without copying it."""
+    return memoryview(message)[_PARAMETERS.size :]
+
+
+def _lengths_fit(message: bytes, header_bytes: int, outer: bytes, inner: bytes) -> bool:
+    size = len(message)
+    return outer == _varint(size - _ENVELOPE_BYTES) and inner == _varint(size - header_bytes)

@@ -1,0 +1,1 @@
+"""Generated code of the contract; scripts/generate-proto makes it."""
