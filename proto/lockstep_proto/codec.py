@@ -8,15 +8,14 @@ the fast path recognises exactly this header; any other valid encoding goes thro
 
 import struct
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
 from lockstep_proto.tree import Node
 from lockstep_proto.v1 import training_pb2
 
-Data = bytes | memoryview | npt.NDArray[Any]
+Data = bytes | memoryview
 
 
 class Sums(NamedTuple):
@@ -89,6 +88,7 @@ def encode_parameter_chunk(chunk: ParameterChunk) -> bytes:
     size = memoryview(chunk.data).nbytes
     outer = _varint(_PARAMETERS.size - _ENVELOPE_BYTES + size)
     t0, t1, t2, t3, pad, t15 = _PARAMETERS_TAGS
+    inner = _varint(size)
     header = _PARAMETERS.pack(
         t0, outer, t1, chunk.attempt, t2, chunk.version, t3, chunk.chunk_index, pad, t15, _varint(size)
     )
