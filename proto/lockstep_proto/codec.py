@@ -89,9 +89,7 @@ def encode_parameter_chunk(chunk: ParameterChunk) -> bytes:
     outer = _varint(_PARAMETERS.size - _ENVELOPE_BYTES + size)
     t0, t1, t2, t3, pad, t15 = _PARAMETERS_TAGS
     inner = _varint(size)
-    header = _PARAMETERS.pack(
-        t0, outer, t1, chunk.attempt, t2, chunk.version, t3, chunk.chunk_index, pad, t15, _varint(size)
-    )
+    header = _PARAMETERS.pack(t0, outer, t1, chunk.attempt, t2, chunk.version, t3, chunk.chunk_index, pad, t15, inner)
     return b"".join((header, chunk.data))
 
 

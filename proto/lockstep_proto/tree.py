@@ -5,6 +5,8 @@ largest power of two below hi − lo, and its value is value(left) + value(right
 shards has the same bits for any number of workers.
 """
 
+from functools import lru_cache
+
 Node = tuple[int, int]
 
 
@@ -13,7 +15,8 @@ def split(lo: int, hi: int) -> int:
     return lo + (1 << ((hi - lo - 1).bit_length() - 1))
 
 
-def path(lo: int, hi: int, num_shards: int) -> list[Node] | None:
+@lru_cache(maxsize=65536)  # asked for every chunk that arrives
+def path(lo: int, hi: int, num_shards: int) -> tuple[Node, ...] | None:
     """Return the nodes from the root down to [lo, hi), or None if the tree of `num_shards` has no such node."""
     if not 0 <= lo < hi <= num_shards:
         return None
@@ -27,7 +30,7 @@ def path(lo: int, hi: int, num_shards: int) -> list[Node] | None:
         if not node[0] <= lo < hi <= node[1]:
             return None
         nodes.append(node)
-    return nodes
+    return tuple(nodes)
 
 
 def is_node(lo: int, hi: int, num_shards: int) -> bool:

@@ -1,0 +1,48 @@
+"""What a training tells of itself: numbers of steps and epochs, and how it ended."""
+
+from dataclasses import dataclass
+
+from lockstep_proto.v1 import service_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One step. Loss and gradient norm are those of the version it started from, with penalties, before clipping.
+
+    The seconds of a step are what its workers computed (their mean), what the faster ones waited for the slowest,
+    and the rest: transfer and update.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    num_rows: int
+    weight: float
+    step_s: float
+    compute_s: float
+    wait_s: float
+    transfer_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """One epoch. What was not measured is NaN."""
+
+    epoch: int
+    loss: float
+    accuracy: float
+    validation_loss: float
+    validation_accuracy: float
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a training ended; PAUSED for one that can be taken up again."""
+
+    state: service_pb2.JobState
+    stop_reason: service_pb2.StopReason = service_pb2.STOP_REASON_UNSPECIFIED
+    error_type: service_pb2.ErrorType = service_pb2.ERROR_TYPE_UNSPECIFIED
+    message: str = ""

@@ -1,0 +1,144 @@
+"""The sum of a round's nodes, chunk by chunk, along the fixed tree.
+
+A node's value is set once for each chunk, from a message or from its two children. What arrives below a set node, or
+again, is dropped; what is below a node that arrives is forgotten. All of them have the same bits, so nothing depends
+on which one counts.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lockstep_proto import tree
+from lockstep_proto.codec import Sums
+from lockstep_proto.tree import Node
+
+Array = npt.NDArray[Any]
+
+
+class NotANodeError(ValueError):
+    """A value was sent for a range of shards that the fixed tree does not have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """The sums and the gradient of a node for one chunk. `gradient` may be written only where `owned`."""
+
+    sums: Sums
+    gradient: Array
+    owned: bool = False
+
+
+@dataclass
+class ChunkSum:
+    """One chunk's part of the tree."""
+
+    values: dict[Node, Value] = field(default_factory=dict)
+
+
+class Reduction:
+    """The trees of all chunks of one round (a step, or an evaluation with one empty chunk)."""
+
+    def __init__(self, num_shards: int, num_chunks: int) -> None:
+        self.num_shards = num_shards
+        self.root: Node = (0, num_shards)
+        self._chunks = [ChunkSum() for _ in range(num_chunks)]
+        self._open = num_chunks
+        self._spare: list[Array] = []
+
+    @property
+    def complete(self) -> bool:
+        """Whether every chunk has its root."""
+        return self._open == 0
+
+    def put(self, node: Node, chunk_index: int, sums: Sums, gradient: Array) -> Value | None:
+        """Add the value of a node. Return the root if this completes it.
+
+        Raises NotANodeError for a range that is no node, IndexError for a chunk that is not there, and
+        DuplicateValueError for a value that is known already.
+        """
+        nodes = tree.path(*node, self.num_shards)
+        if nodes is None:
+            raise NotANodeError(f"[{node[0]}, {node[1]}) is no node of the tree of {self.num_shards} shards")
+        values = self._chunks[chunk_index].values
+        if any(above in values for above in nodes):
+            raise DuplicateValueError
+        if node != (node[0], node[0] + 1):
+            self._forget_below(values, node)
+        value = Value(sums, gradient)
+        for parent in reversed(nodes[:-1]):
+            middle = tree.split(*parent)
+            sibling = (middle, parent[1]) if node[0] == parent[0] else (parent[0], middle)
+            other = values.pop(sibling, None)
+            if other is None:
+                break
+            value = self._add(value, other) if node[0] == parent[0] else self._add(other, value)
+            node = parent
+        values[node] = value
+        if node != self.root:
+            return None
+        self._open -= 1
+        return value
+
+    def missing(self, lo: int, hi: int) -> list[tuple[int, int]]:
+        """Return the ranges of shards within [lo, hi) that some chunk still lacks."""
+        lacking = [False] * (hi - lo)
+        for chunk in self._chunks:
+            have = [False] * (hi - lo)
+            for a, b in chunk.values:
+                for shard in range(max(a, lo), min(b, hi)):
+                    have[shard - lo] = True
+            lacking = [lacks or not has for lacks, has in zip(lacking, have, strict=True)]
+        return _runs([lo + i for i, lacks in enumerate(lacking) if lacks])
+
+    def release(self, value: Value) -> None:
+        """Give back a root whose gradient has been used; its buffer serves a later sum."""
+        if value.owned:
+            self._spare.append(value.gradient)
+
+    def reset(self) -> None:
+        """Begin the next round with the buffers of this one."""
+        for chunk in self._chunks:
+            chunk.values.clear()
+        self._open = len(self._chunks)
+
+    def _add(self, left: Value, right: Value) -> Value:
+        if left.owned:
+            out = left.gradient
+            if right.owned:
+                self._spare.append(right.gradient)
+        elif right.owned:
+            out = right.gradient
+        else:
+            out = self._buffer(left.gradient)
+        np.add(left.gradient, right.gradient, out=out)
+        return Value(left.sums.plus(right.sums), out, owned=True)
+
+    def _buffer(self, like: Array) -> Array:
+        for i, spare in enumerate(self._spare):
+            if spare.size == like.size:
+                return self._spare.pop(i)
+        return np.empty_like(like)
+
+    def _forget_below(self, values: dict[Node, Value], node: Node) -> None:
+        for below in [other for other in values if node[0] <= other[0] and other[1] <= node[1]]:
+            value = values.pop(below)
+            if value.owned:
+                self._spare.append(value.gradient)
+
+
+class DuplicateValueError(ValueError):
+    """A value arrived that is known already, itself or as part of a node above it."""
+
+
+def _runs(shards: list[int]) -> list[tuple[int, int]]:
+    """Join neighbouring shards to ranges."""
+    runs: list[tuple[int, int]] = []
+    for shard in shards:
+        if runs and runs[-1][1] == shard:
+            runs[-1] = (runs[-1][0], shard + 1)
+        else:
+            runs.append((shard, shard + 1))
+    return runs

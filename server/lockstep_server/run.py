@@ -1,0 +1,352 @@
+"""A job that runs: carries the effects of its training to streams, listener and metrics, and brings it the events."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from lockstep_proto import numerics
+from lockstep_proto.codec import NodeChunk
+from lockstep_proto.layout import Layout
+from lockstep_proto.v1 import job_pb2, numerics_pb2, service_pb2, training_pb2
+from lockstep_server import norms
+from lockstep_server.checkpoints import Checkpoint
+from lockstep_server.initial import initial_parameters
+from lockstep_server.metrics import Metrics
+from lockstep_server.outbox import Outbox
+from lockstep_server.progress import Progress
+from lockstep_server.records import EpochRecord, Outcome, StepRecord
+from lockstep_server.training import (
+    TICKS_PER_LEASE,
+    Dismiss,
+    Effect,
+    Ended,
+    EpochDone,
+    Forget,
+    Notice,
+    Send,
+    StepDone,
+    Training,
+)
+
+logger = logging.getLogger(__name__)
+Array = npt.NDArray[Any]
+
+
+class RunListener(Protocol):
+    """Who wants to know what happens to a run. All calls come on its event loop and must be quick."""
+
+    def event(self, severity: service_pb2.Severity, message: str) -> None:
+        """Take an event for people."""
+
+    def step(self, record: StepRecord) -> None:
+        """Take a step; called at every one."""
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Take an epoch."""
+
+    def changed(self) -> None:
+        """Take note that phase or workers have changed."""
+
+    def ended(self, outcome: Outcome) -> None:
+        """Take the end; the last call."""
+
+
+class Speed:
+    """Rows and steps a second over the last few looks."""
+
+    def __init__(self, now: float) -> None:
+        self.rows_per_s = 0.0
+        self.steps_per_s = 0.0
+        self._rows = 0
+        self._steps = 0
+        self._looks = [(now, 0, 0)]
+
+    def step(self, num_rows: int) -> None:
+        """Count a step."""
+        self._rows += num_rows
+        self._steps += 1
+
+    def look(self, now: float) -> None:
+        """Measure from the oldest look that is kept to now."""
+        then, rows, steps = self._looks[0]
+        if now > then:
+            self.rows_per_s = (self._rows - rows) / (now - then)
+            self.steps_per_s = (self._steps - steps) / (now - then)
+        self._looks = [*self._looks[-7:], (now, self._rows, self._steps)]
+
+
+class JobRun:
+    """One attempt at one job, on one event loop."""
+
+    def __init__(
+        self,
+        job_id: str,
+        spec: job_pb2.JobSpec,
+        *,
+        num_rows: int,
+        num_validation_rows: int,
+        attempt: int,
+        start: Checkpoint | None,
+        initial: Array | None,
+        listener: RunListener,
+        lease_s: float,
+        numerics: numerics_pb2.NumericsFingerprint | None,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.job_id = job_id
+        self.spec = spec
+        self.numerics = numerics
+        self.loss: float | None = None
+        self.validation_loss: float | None = None
+        self.validation_accuracy: float | None = None
+        self.training = Training(
+            spec,
+            num_rows=num_rows,
+            num_validation_rows=num_validation_rows,
+            attempt=attempt,
+            start=start or _version_0(spec, initial),
+            lease_s=lease_s,
+            now=clock(),
+        )
+        self._clock = clock
+        self._lease_s = lease_s
+        self._listener = listener
+        self._metrics = metrics
+        self._outboxes: dict[str, Outbox] = {}
+        self._infos: dict[str, service_pb2.WorkerInfo] = {}
+        self._speed = Speed(clock())
+        self._num_bytes_in = self._num_bytes_out = 0
+        self._counted_duplicates = self._counted_reassigned = 0
+        self._ticking = asyncio.get_running_loop().create_task(self._tick())
+        metrics.job_started(job_id)
+
+    # What a status shows.
+
+    @property
+    def phase(self) -> str:
+        """What the run is doing, in words."""
+        return self.training.phase
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.training.version
+
+    @property
+    def num_steps(self) -> int:
+        """Steps there will be."""
+        return self.training.plan.num_steps
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return self.training.progress.epoch
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs there will be."""
+        return self.training.plan.num_epochs
+
+    @property
+    def rows_per_s(self) -> float:
+        """Rows a second, lately."""
+        return self._speed.rows_per_s
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds to the last step at the present speed."""
+        return (self.num_steps - self.step) / self._speed.steps_per_s if self._speed.steps_per_s > 0 else None
+
+    @property
+    def workers(self) -> list[service_pb2.WorkerInfo]:
+        """The workers that are connected."""
+        return list(self._infos.values())
+
+    def checkpoint(self) -> Checkpoint:
+        """Return the present version, whole."""
+        return self.training.checkpoint()
+
+    def best(self) -> Array | None:
+        """Return the parameters with the lowest validation loss, None before the first evaluation."""
+        return self.training.best()
+
+    # What people and the server ask for.
+
+    def stop(self) -> None:
+        """End between two versions; the job keeps its model."""
+        reason = service_pb2.STOP_REASON_USER
+        self._carry(
+            self.training.halt(Outcome(service_pb2.JOB_STATE_STOPPED, reason, message="stopped by a person"), self._clock())
+        )
+
+    def pause(self) -> None:
+        """End this attempt between two versions; a later one goes on from there."""
+        self._carry(self.training.halt(Outcome(service_pb2.JOB_STATE_PAUSED, message="paused"), self._clock()))
+
+    def close(self) -> None:
+        """Stop looking at the time: nothing follows."""
+        self._ticking.cancel()
+
+    # The stream of one worker.
+
+    async def serve(
+        self, hello: training_pb2.WorkerHello, messages: AsyncIterator[Any], write: "Callable[[bytes], Any]"
+    ) -> None:
+        """Exchange messages with one worker until either side has had enough."""
+        difference = self._compare_numerics(hello)
+        if difference:
+            text = f"worker {hello.worker_id} is refused: its numerics differ from the job's in {difference}"
+            self._listener.event(service_pb2.SEVERITY_WARNING, text)
+            await write(_goodbye(text, refused=True))
+            return
+        outbox = self._outboxes[hello.worker_id] = Outbox()
+        self._infos[hello.worker_id] = service_pb2.WorkerInfo(
+            worker_id=hello.worker_id, job_id=self.job_id, host=hello.host, num_cpus=hello.num_cpus
+        )
+        outbox.put(self.step, self._welcome())
+        self._carry(self.training.worker_joined(hello.worker_id, hello.num_cpus, self._clock()))
+        self._workers_changed()
+        writing = asyncio.ensure_future(_write(outbox, write))
+        reading = asyncio.ensure_future(self._read(hello.worker_id, messages))
+        try:
+            await asyncio.wait((writing, reading), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (writing, reading):
+                task.cancel()
+            await asyncio.gather(writing, reading, return_exceptions=True)
+            self._gone(hello.worker_id, outbox)
+
+    async def _read(self, worker_id: str, messages: AsyncIterator[Any]) -> None:
+        async for message in messages:
+            if isinstance(message, NodeChunk):
+                self._num_bytes_in += len(message.data)
+                self._carry(self.training.chunk_received(worker_id, message, self._clock()))
+                continue
+            match message.WhichOneof("kind"):
+                case "leaving":
+                    self._carry(self.training.worker_leaving(worker_id, self._clock()))
+                    return
+                case "failure":
+                    self._carry(self.training.fail(message.failure.error_type, message.failure.message))
+                case _:
+                    self.training.heard(worker_id, self._clock())
+
+    def _gone(self, worker_id: str, outbox: Outbox) -> None:
+        if self._outboxes.get(worker_id) is outbox:
+            del self._outboxes[worker_id], self._infos[worker_id]
+            self._carry(self.training.worker_lost(worker_id, "its stream ended", self._clock()))
+            self._workers_changed()
+
+    def _compare_numerics(self, hello: training_pb2.WorkerHello) -> str | None:
+        if self.numerics is None:
+            self.numerics = hello.numerics
+        if self.spec.numerics == job_pb2.NUMERICS_ANY:
+            return None
+        return numerics.difference(self.numerics, hello.numerics)
+
+    def _welcome(self) -> bytes:
+        welcome = training_pb2.Welcome(
+            attempt=self.training.attempt,
+            spec=self.spec,
+            chunk_elements=self.training.update.chunking.chunk_elements,
+            lease_s=self._lease_s,
+            num_rows=self.training.plan.num_rows,
+            num_validation_rows=self.training.plan.num_validation_rows,
+        )
+        return training_pb2.ServerMessage(welcome=welcome).SerializeToString()
+
+    # Effects.
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(self._lease_s / TICKS_PER_LEASE)
+            self._speed.look(self._clock())
+            self._carry(self.training.tick(self._clock()))
+            self._listener.changed()
+
+    def _carry(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Send():
+                    self._send(effect)
+                case StepDone(record):
+                    self._step_done(record)
+                case EpochDone(record):
+                    self._epoch_done(record)
+                case Notice(severity, message):
+                    logger.info(message, extra={"job": self.job_id})
+                    self._listener.event(severity, message)
+                case Forget(worker_id):
+                    self._outboxes[worker_id].clear()
+                case Dismiss(worker_id, reason, refused):
+                    if worker_id in self._outboxes:
+                        self._outboxes[worker_id].close(_goodbye(reason, refused=refused))
+                case Ended(outcome):
+                    self.close()
+                    self._listener.ended(outcome)
+
+    def _send(self, effect: Send) -> None:
+        for worker_id in effect.worker_ids:
+            outbox = self._outboxes.get(worker_id)
+            if outbox is None:
+                continue
+            if outbox.behind(effect.version):
+                self._carry(self.training.worker_behind(worker_id))
+                continue
+            outbox.put(effect.version, effect.message)
+            self._num_bytes_out += len(effect.message)
+
+    def _step_done(self, record: StepRecord) -> None:
+        self.loss = record.loss
+        self._speed.step(record.num_rows)
+        self._metrics.step(self.job_id, record)
+        self._listener.step(record)
+        self._metrics.bytes(self.job_id, "in", self._num_bytes_in)
+        self._metrics.bytes(self.job_id, "out", self._num_bytes_out)
+        self._num_bytes_in = self._num_bytes_out = 0
+
+    def _epoch_done(self, record: EpochRecord) -> None:
+        if record.validation_loss == record.validation_loss:  # not NaN: there was an evaluation
+            self.validation_loss = record.validation_loss
+        if record.validation_accuracy == record.validation_accuracy:
+            self.validation_accuracy = record.validation_accuracy
+        training = self.training
+        layout = Layout.from_spec(self.spec)
+        weight_norms = norms.layer_norms(layout, training.update.parameters())
+        self._metrics.norms(self.job_id, training.update.layer_norms, weight_norms)
+        self._metrics.epoch(self.job_id, record.epoch, record.loss, record.validation_loss)
+        self._metrics.duplicates(self.job_id, training.num_duplicates - self._counted_duplicates)
+        self._metrics.reassigned(self.job_id, training.num_reassigned - self._counted_reassigned)
+        self._counted_duplicates, self._counted_reassigned = training.num_duplicates, training.num_reassigned
+        self._listener.epoch(record)
+
+    def _workers_changed(self) -> None:
+        computing = sum(1 for worker in self.training.workers.values() if worker.ranges)
+        self._metrics.workers(self.job_id, {"computing": computing, "idle": len(self._infos) - computing})
+        self._listener.changed()
+
+
+def _version_0(spec: job_pb2.JobSpec, initial: Array | None) -> Checkpoint:
+    return Checkpoint(
+        version=0,
+        epoch=0,
+        step_in_epoch=0,
+        parameters=initial_parameters(spec) if initial is None else initial,
+        optimizer_state={},
+        best=None,
+        progress=Progress().to_dict(),
+    )
+
+
+async def _write(outbox: Outbox, write: "Callable[[bytes], Any]") -> None:
+    async for message in outbox.drain():
+        await write(message)
+
+
+def _goodbye(reason: str, *, refused: bool) -> bytes:
+    return training_pb2.ServerMessage(goodbye=training_pb2.Goodbye(reason=reason, refused=refused)).SerializeToString()

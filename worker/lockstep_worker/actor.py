@@ -1,0 +1,43 @@
+"""The Ray actor around a worker: a process of its own, with its shards at hand as Ray objects."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+import threadpoolctl
+
+from lockstep_worker.exchange import Worker
+from lockstep_worker.shard import Shard
+
+
+@ray.remote(max_concurrency=2)  # `leave` is heard while `run` runs
+class WorkerActor:
+    """One worker. A shard is computed on one BLAS thread, always."""
+
+    def __init__(self, worker_id: str, num_cpus: int) -> None:
+        threadpoolctl.threadpool_limits(1)
+        self._worker_id = worker_id
+        self._num_cpus = num_cpus
+        self._worker: Worker | None = None
+
+    def run(self, job_id: str, server: str, training: Sequence[Any], validation: Sequence[Any]) -> str:
+        """Compute for a job until it ends. Each reference is one Shard. Return why it ended."""
+
+        def fetch(refs: Sequence[Any], shard: int) -> Shard:
+            found: Shard = ray.get(refs[shard])
+            return found
+
+        self._worker = Worker(
+            self._worker_id,
+            job_id,
+            server,
+            num_cpus=self._num_cpus,
+            training=lambda shard: fetch(training, shard),
+            validation=lambda shard: fetch(validation, shard),
+        )
+        return self._worker.run()
+
+    def leave(self) -> None:
+        """Have `run` end soon, in order."""
+        if self._worker is not None:
+            self._worker.leave()
