@@ -1,0 +1,155 @@
+"""A whole cluster in one thread: the product's state machines, with messages passed by hand in a seeded order.
+
+Streams keep their own order; everything else is shuffled. No gRPC, no Ray, no clock.
+"""
+
+import random
+from collections import deque
+from collections.abc import Callable
+
+from lockstep_proto import codec
+from lockstep_proto.codec import ParameterChunk
+from lockstep_proto.layout import Layout
+from lockstep_proto.rows import shard_range
+from lockstep_server.checkpoints import Checkpoint
+from lockstep_server.initial import initial_parameters
+from lockstep_server.progress import Progress
+from lockstep_server.training import Dismiss, Ended, EpochDone, Forget, Send, StepDone, Training
+from lockstep_worker.engine import Engine
+from lockstep_worker.following import Following
+from lockstep_worker.shard import Shard
+
+
+def shards_of(num_shards, x, y, weight=None) -> Callable[[int], Shard]:
+    def shard(i):
+        lo, hi = shard_range(len(x), num_shards, i)
+        return Shard(x[lo:hi], y[lo:hi], None if weight is None else weight[lo:hi])
+
+    return shard
+
+
+class Peer:
+    """One worker: its two streams and its computation."""
+
+    def __init__(self, cluster, worker_id, num_cpus):
+        self.worker_id = worker_id
+        self.to_worker = deque()
+        self.to_server = deque()
+        chunk_elements = cluster.training.update.chunking.chunk_elements
+        self.following = Following(cluster.spec, chunk_elements)
+        self.engine = Engine(
+            cluster.spec,
+            chunk_elements,
+            training=cluster.training_shards,
+            validation=cluster.validation_shards,
+            num_cpus=num_cpus,
+        )
+        self.superseded_by = -1
+
+    def receive(self):
+        message = codec.decode_server_message(self.to_worker.popleft())
+        if isinstance(message, ParameterChunk):
+            self.following.chunk(message)
+            return
+        task = self.following.work(message.work)
+        if task is not None and task.version >= self.superseded_by:
+            parameters = self.following.parameters
+            self.engine.run(
+                task, parameters, lambda c: self.to_server.append(codec.encode_node_chunk(c)), lambda: False
+            )
+
+
+class OneThreadCluster:
+    """Runs one job to its end. `at_step` maps a version to what is to happen when it is reached."""
+
+    def __init__(self, spec, x, y, *, validation=None, weight=None, seed=0, start=None, attempt=1, at_step=None):
+        self.spec = spec
+        self.now = 0.0
+        self.random = random.Random(seed)
+        self.training_shards = shards_of(spec.shards, x, y, weight)
+        self.validation_shards = shards_of(spec.shards, *validation) if validation else None
+        self.at_step = dict(at_step or {})
+        self.peers = {}
+        self.steps, self.epochs, self.outcome = [], [], None
+        self.num_bytes_down = 0
+        self.training = Training(
+            spec,
+            num_rows=len(x),
+            num_validation_rows=len(validation[0]) if validation else 0,
+            attempt=attempt,
+            start=start or version_0(spec),
+            lease_s=2.0,
+            now=self.now,
+        )
+
+    def join(self, worker_id, num_cpus=1):
+        self.peers[worker_id] = Peer(self, worker_id, num_cpus)
+        self.carry(self.training.worker_joined(worker_id, num_cpus, self.now))
+
+    def lose(self, worker_id):
+        del self.peers[worker_id]
+        self.carry(self.training.worker_lost(worker_id, "the test took it", self.now))
+
+    def leave(self, worker_id):
+        del self.peers[worker_id]
+        self.carry(self.training.worker_leaving(worker_id, self.now))
+
+    def run(self):
+        while self.outcome is None:
+            self.turn()
+        return self
+
+    def turn(self):
+        """Deliver one message of one stream, chosen at random."""
+        streams = [p.to_worker for p in self.peers.values()] + [p.to_server for p in self.peers.values()]
+        waiting = [stream for stream in streams if stream]
+        assert waiting, f"nothing is under way: {self.training.phase}"
+        stream = self.random.choice(waiting)
+        self.now += 0.001
+        for peer in self.peers.values():
+            if stream is peer.to_worker:
+                peer.receive()
+                break
+            if stream is peer.to_server:
+                chunk = codec.decode_worker_message(stream.popleft())
+                self.carry(self.training.chunk_received(peer.worker_id, chunk, self.now))
+                break
+
+    def carry(self, effects):
+        for effect in effects:
+            match effect:
+                case Send():
+                    for worker_id in effect.worker_ids:
+                        if worker_id in self.peers:
+                            self.peers[worker_id].to_worker.append(effect.message)
+                            self.num_bytes_down += len(effect.message)
+                case Forget(worker_id):
+                    self.peers[worker_id].to_worker.clear()
+                case Dismiss(worker_id):
+                    self.peers.pop(worker_id, None)
+                case StepDone(record):
+                    self.steps.append(record)
+                case EpochDone(record):
+                    self.epochs.append(record)
+                case Ended(outcome):
+                    self.outcome = outcome
+        while not self.training.ended and self.training.version in self.at_step:
+            self.at_step.pop(self.training.version)(self)
+
+    @property
+    def parameters(self):
+        return self.training.checkpoint().parameters
+
+
+def version_0(spec):
+    parameters = initial_parameters(spec)
+    assert parameters.shape == (Layout.from_spec(spec).num_parameters,)
+    return Checkpoint(
+        version=0,
+        epoch=0,
+        step_in_epoch=0,
+        parameters=parameters,
+        optimizer_state={},
+        best=None,
+        progress=Progress().to_dict(),
+    )
