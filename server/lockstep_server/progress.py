@@ -124,7 +124,7 @@ class Progress:
 
 def stop_reason(
     spec: job_pb2.JobSpec, plan: Plan, progress: Progress, version: int
-) -> "service_pb2.StopReason | None":
+) -> service_pb2.StopReason.ValueType | None:
     """Return the rule that ends the training at this version, if one does."""
     stopping = spec.stopping
     if stopping.HasField("gradient_norm") and progress.gradient_norm <= stopping.gradient_norm:
@@ -139,7 +139,7 @@ def stop_reason(
     return None
 
 
-def describe_stop(spec: job_pb2.JobSpec, progress: Progress, reason: "service_pb2.StopReason") -> str:
+def describe_stop(spec: job_pb2.JobSpec, progress: Progress, reason: service_pb2.StopReason.ValueType) -> str:
     """Say in words which rule ended the training."""
     stopping = spec.stopping
     words = {

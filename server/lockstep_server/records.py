@@ -42,7 +42,7 @@ class EpochRecord:
 class Outcome:
     """How a training ended; PAUSED for one that can be taken up again."""
 
-    state: service_pb2.JobState
-    stop_reason: service_pb2.StopReason = service_pb2.STOP_REASON_UNSPECIFIED
-    error_type: service_pb2.ErrorType = service_pb2.ERROR_TYPE_UNSPECIFIED
+    state: service_pb2.JobState.ValueType
+    stop_reason: service_pb2.StopReason.ValueType = service_pb2.STOP_REASON_UNSPECIFIED
+    error_type: service_pb2.ErrorType.ValueType = service_pb2.ERROR_TYPE_UNSPECIFIED
     message: str = ""

@@ -39,7 +39,7 @@ Array = npt.NDArray[Any]
 class RunListener(Protocol):
     """Who wants to know what happens to a run. All calls come on its event loop and must be quick."""
 
-    def event(self, severity: service_pb2.Severity, message: str) -> None:
+    def event(self, severity: service_pb2.Severity.ValueType, message: str) -> None:
         """Take an event for people."""
 
     def step(self, record: StepRecord) -> None:
@@ -181,7 +181,9 @@ class JobRun:
         """End between two versions; the job keeps its model."""
         reason = service_pb2.STOP_REASON_USER
         self._carry(
-            self.training.halt(Outcome(service_pb2.JOB_STATE_STOPPED, reason, message="stopped by a person"), self._clock())
+            self.training.halt(
+                Outcome(service_pb2.JOB_STATE_STOPPED, reason, message="stopped by a person"), self._clock()
+            )
         )
 
     def pause(self) -> None:

@@ -55,7 +55,7 @@ class Dismiss:
 class Notice:
     """Tell people of an event."""
 
-    severity: service_pb2.Severity
+    severity: service_pb2.Severity.ValueType
     message: str
 
 
@@ -98,7 +98,7 @@ class WorkerView:
 class Round:
     """A step or an evaluation, until its root is there."""
 
-    kind: training_pb2.WorkKind
+    kind: training_pb2.WorkKind.ValueType
     reduction: Reduction
     started_s: float
     sums: Sums | None = None
@@ -267,7 +267,7 @@ class Training:
         self._halt = outcome
         return self._advance(now) if self._round is None or self._waiting_since_s is not None else []
 
-    def fail(self, error_type: service_pb2.ErrorType, message: str) -> list[Effect]:
+    def fail(self, error_type: service_pb2.ErrorType.ValueType, message: str) -> list[Effect]:
         """End at once, because of an error that no other worker can mend."""
         return [] if self.ended else self._fail(error_type, message)
 
@@ -291,11 +291,9 @@ class Training:
         self._begun = True
         self._waiting_since_s = None
         evaluate = self.progress.evaluation_due
-        return effects + self._begin(
-            training_pb2.WORK_KIND_EVALUATE if evaluate else training_pb2.WORK_KIND_STEP, now
-        )
+        return effects + self._begin(training_pb2.WORK_KIND_EVALUATE if evaluate else training_pb2.WORK_KIND_STEP, now)
 
-    def _begin(self, kind: training_pb2.WorkKind, now: float) -> list[Effect]:
+    def _begin(self, kind: training_pb2.WorkKind.ValueType, now: float) -> list[Effect]:
         reduction = self._evaluations if kind == training_pb2.WORK_KIND_EVALUATE else self._steps
         reduction.reset()
         last_of_epoch = self.progress.step_in_epoch + 1 == self.plan.steps_per_epoch
@@ -320,7 +318,7 @@ class Training:
         goodbyes: list[Effect] = [Dismiss(worker_id, "the job has ended") for worker_id in self.workers]
         return [*goodbyes, Ended(outcome)]
 
-    def _fail(self, error_type: service_pb2.ErrorType, message: str) -> list[Effect]:
+    def _fail(self, error_type: service_pb2.ErrorType.ValueType, message: str) -> list[Effect]:
         outcome = Outcome(service_pb2.JOB_STATE_FAILED, error_type=error_type, message=message)
         return [Notice(service_pb2.SEVERITY_ERROR, message), *self._end(outcome)]
 

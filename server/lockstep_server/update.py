@@ -61,7 +61,9 @@ class ParameterUpdate:
         size = self._layout.num_parameters if self._clip_norm else max(chunk.hi - chunk.lo for chunk in self._chunks)
         self._gradient = np.empty(size, self._layout.dtype)
         self._out = np.empty(max(chunk.hi - chunk.lo for chunk in self._chunks), self._layout.dtype)
-        self.messages = [self._encode(version, i, parameters[chunk.lo : chunk.hi]) for i, chunk in enumerate(self._chunks)]
+        self.messages = [
+            self._encode(version, i, parameters[chunk.lo : chunk.hi]) for i, chunk in enumerate(self._chunks)
+        ]
         self.measure_layers = False
         self.layer_norms: list[float] = []
         self._begin()

@@ -10,8 +10,7 @@ from lockstep_worker.exchange import Worker
 from lockstep_worker.shard import Shard
 
 
-@ray.remote(max_concurrency=2)  # `leave` is heard while `run` runs
-class WorkerActor:
+class WorkerProcess:
     """One worker. A shard is computed on one BLAS thread, always."""
 
     def __init__(self, worker_id: str, num_cpus: int) -> None:
@@ -41,3 +40,6 @@ class WorkerActor:
         """Have `run` end soon, in order."""
         if self._worker is not None:
             self._worker.leave()
+
+
+WorkerActor: Any = ray.remote(WorkerProcess).options(max_concurrency=2)  # so that `leave` is heard while `run` runs

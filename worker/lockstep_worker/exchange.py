@@ -103,7 +103,7 @@ class _Session:
         self._newest_version = -1  # of the Work messages that have been read, if not yet acted on
         self.welcomed = False
         self._send(hello=hello)
-        exchange = channel.stream_stream(
+        exchange: Any = channel.stream_stream(
             "/lockstep.v1.TrainingService/Exchange",
             request_serializer=None,
             response_deserializer=codec.decode_server_message,
@@ -155,7 +155,8 @@ class _Session:
                 following = Following(message.welcome.spec, message.welcome.chunk_elements)
                 self._start_heartbeat(message.welcome.lease_s / HEARTBEATS_PER_LEASE)
             elif kind == "work":
-                assert engine is not None and following is not None
+                assert engine is not None
+                assert following is not None
                 self._compute(engine, following, message.work)
         self._send(leaving=training_pb2.WorkerLeaving())
         return "told to leave"
@@ -209,4 +210,5 @@ class _StreamClosedError(grpc.RpcError):
 
 
 def _details(error: grpc.RpcError) -> str:
-    return error.details() if isinstance(error, grpc.Call) else str(error)
+    details = getattr(error, "details", None)  # a call's error has them
+    return str(details() if details else error)

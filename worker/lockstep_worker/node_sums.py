@@ -84,7 +84,11 @@ class NodeSums:
                 top.whole_from -= 1
             whole_from = self._layout.layer_slices[top.whole_from].start if top.whole_from < len(top.done) else None
             indices = []
-            while whole_from is not None and top.chunks_left and self._chunking.range(top.chunks_left - 1)[0] >= whole_from:
+            while (
+                whole_from is not None
+                and top.chunks_left
+                and self._chunking.range(top.chunks_left - 1)[0] >= whole_from
+            ):
                 top.chunks_left -= 1
                 indices.append(top.chunks_left)
         for index in indices:

@@ -1,0 +1,77 @@
+"""The numerics fingerprint of a process: what decides the bits of its floating-point results."""
+
+import hashlib
+import importlib
+import platform
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lockstep_proto.v1 import numerics_pb2
+
+Array = npt.NDArray[Any]
+NUMERICS_REVISION = 1  # raised whenever the computation itself changes
+
+
+@lru_cache(maxsize=1)
+def fingerprint() -> numerics_pb2.NumericsFingerprint:
+    """Return this process's fingerprint. BLAS must have the threads it is to keep: call it after they are set."""
+    blas = _blas()
+    return numerics_pb2.NumericsFingerprint(
+        numerics_revision=NUMERICS_REVISION,
+        numpy_version=np.__version__,
+        blas=f"{blas.get('internal_api', 'unknown')} {blas.get('version', 'unknown')}",
+        blas_core=str(blas.get("architecture", "unknown")),
+        blas_threads=int(blas.get("num_threads", 0)),
+        libc=" ".join(platform.libc_ver()),
+        cpu_features=_cpu_features(),
+        probe=_probe(),
+    )
+
+
+def difference(a: numerics_pb2.NumericsFingerprint, b: numerics_pb2.NumericsFingerprint) -> str | None:
+    """Name the first field in which two fingerprints differ, with both values; None if they are equal."""
+    for field in a.DESCRIPTOR.fields:
+        mine, other = getattr(a, field.name), getattr(b, field.name)
+        if mine != other:
+            return f"{field.name}: {mine} against {other}"
+    return None
+
+
+def _blas() -> dict[str, Any]:
+    """Return what is known of the BLAS that numpy uses."""
+    import threadpoolctl
+
+    found: list[dict[str, Any]] = [info for info in threadpoolctl.threadpool_info() if info["user_api"] == "blas"]
+    of_numpy = [info for info in found if "numpy" in info["filepath"]]
+    return (of_numpy or found or [{}])[0]
+
+
+def _cpu_features() -> str:
+    # numpy has no public way to ask
+    umath = importlib.import_module("numpy._core._multiarray_umath")
+    features: dict[str, bool] = umath.__cpu_features__
+    return " ".join(sorted(name for name, used in features.items() if used))
+
+
+def _probe() -> str:
+    """Return the SHA-256 of the gradient of one fixed network on fixed rows, in both types."""
+    sha = hashlib.sha256()
+    for dtype in (np.float32, np.float64):
+        random = np.random.Generator(np.random.Philox(7))
+        shapes = [(301, 67), (67, 259), (259, 10), (301, 10)]
+        x: Array
+        w: Array
+        v: Array
+        y: Array
+        x, w, v, y = (random.normal(size=shape).astype(dtype) for shape in shapes)
+        h = np.tanh(x @ w)
+        m = h @ v
+        e = np.exp(m - m.max(axis=1, keepdims=True))
+        d = e / np.add.reduce(e, axis=1, keepdims=True) - y
+        back = (d @ v.T) * (1 - h * h)
+        for gradient in (h.T @ d, np.add.reduce(d, axis=0), x.T @ back, np.log1p(np.exp(-np.abs(back))), np.sqrt(e)):
+            sha.update(np.ascontiguousarray(gradient).data)
+    return sha.hexdigest()

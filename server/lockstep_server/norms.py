@@ -1,0 +1,42 @@
+"""Norms: float64 sums over blocks of 65,536 elements of the flat vector, added in order.
+
+The blocks begin at multiples of BLOCK from the start of the flat vector and are a constant of the mathematics. Chunks
+of the transport are whole numbers of blocks (the last one excepted), so a chunk gives the sums of its own blocks, and
+the sums of all chunks, in order, are those of the vector: the cut into chunks does not show in the bits.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lockstep_proto.layout import Layout
+
+Array = npt.NDArray[Any]
+BLOCK = 65_536
+
+
+def block_squares(values: Array) -> list[float]:
+    """Return Σ x² of each block of `values`, a chunk that begins at a multiple of BLOCK. Squares are in float64."""
+    blocks = (values[lo : lo + BLOCK] for lo in range(0, values.size, BLOCK))
+    return [float(np.add.reduce(np.square(block, dtype=np.float64))) for block in blocks]
+
+
+def total(blocks: Iterable[float]) -> float:
+    """Return the sum of block sums, added in order."""
+    result = 0.0
+    for block in blocks:
+        result += block
+    return result
+
+
+def norm(blocks: Iterable[float]) -> float:
+    """Return the Euclidean norm from the squares of all blocks, in order."""
+    return math.sqrt(total(blocks))
+
+
+def layer_norms(layout: Layout, flat: Array) -> list[float]:
+    """Return the norm of W^l and b^l together, for l = 2..L: for people, each layer cut into blocks of its own."""
+    return [norm(block_squares(flat[part])) for part in layout.layer_slices]
