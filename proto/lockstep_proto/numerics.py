@@ -62,11 +62,8 @@ def _probe() -> str:
     for dtype in (np.float32, np.float64):
         random = np.random.Generator(np.random.Philox(7))
         shapes = [(301, 67), (67, 259), (259, 10), (301, 10)]
-        x: Array
-        w: Array
-        v: Array
-        y: Array
-        x, w, v, y = (random.normal(size=shape).astype(dtype) for shape in shapes)
+        arrays: list[Any] = [random.normal(size=shape).astype(dtype) for shape in shapes]
+        x, w, v, y = arrays
         h = np.tanh(x @ w)
         m = h @ v
         e = np.exp(m - m.max(axis=1, keepdims=True))

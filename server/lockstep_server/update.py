@@ -76,6 +76,7 @@ class ParameterUpdate:
         self._penalties: list[list[float]] = [[] for _ in range(num_chunks)]
         self.learning_rate = learning_rate(self._spec, self.version)
 
+    @np.errstate(all="ignore")  # what is not finite is found below
     def apply(self, chunk_index: int, gradient_sum: Array, weight: float) -> bytes | None:
         """Update one chunk by its summed gradient. Return the new chunk's message, or None when clipping must wait.
 

@@ -87,7 +87,7 @@ def test_a_job_without_workers_fails_at_its_limit_and_says_what_it_waited_for():
 
 
 def test_a_silent_worker_is_given_up_after_its_lease_and_its_shards_go_to_others():
-    made = cluster()
+    made = cluster(changes={"workers": {"min": 2}})
     made.join("a")
     made.join("b")
     made.peers["a"].to_worker.clear()  # hangs: never answers
@@ -157,7 +157,9 @@ def test_a_newcomer_in_mid_step_gets_the_present_version_whole_and_what_there_is
 
 
 def test_a_loss_that_is_not_finite_fails_the_job_and_keeps_the_last_good_version():
-    made = cluster(changes={"optimizer": {"sgd": {"learning_rate": 1e30}}, "loss": "squared_error"})
+    network = {"inputs": 5, "layers": [{"units": 6, "activation": "relu"}, {"units": 3}]}
+    changes = {"optimizer": {"sgd": {"learning_rate": 1e30}}, "loss": "squared_error", "network": network}
+    made = cluster(changes=changes)
     made.join("a")
     made.run()
     assert state(made.outcome) == "FAILED"
@@ -237,9 +239,9 @@ def test_wall_time_ends_a_job():
 
 
 def test_a_full_batch_job_stops_at_its_gradient_norm():
-    made = trained(changes={"batch_size": "full", "epochs": 10_000, "stopping": {"gradient_norm": 0.3}})
+    made = trained(changes={"batch_size": "full", "epochs": 10_000, "stopping": {"gradient_norm": 0.1}})
     assert made.outcome.stop_reason == service_pb2.STOP_REASON_GRADIENT_NORM
-    assert made.steps[-1].gradient_norm <= 0.3 < made.steps[-2].gradient_norm
+    assert made.steps[-1].gradient_norm <= 0.1 < made.steps[-2].gradient_norm
     assert made.training.version == len(made.steps), "the last step is applied"
 
 

@@ -71,8 +71,13 @@ class Engine:
 
     def _side_by_side(self, work: Callable[[Backprop], None]) -> None:
         """Run `work` on every CPU, the first one in this thread."""
-        futures = [self._pool.submit(work, backprop) for backprop in self._backprops[1:]] if self._pool else []
-        work(self._backprops[0])
+
+        @np.errstate(all="ignore")  # what is not finite is the server's to judge
+        def quietly(backprop: Backprop) -> None:
+            work(backprop)
+
+        futures = [self._pool.submit(quietly, backprop) for backprop in self._backprops[1:]] if self._pool else []
+        quietly(self._backprops[0])
         for future in futures:
             future.result()
 
