@@ -1,0 +1,115 @@
+"""Writes to the store in batches from one thread of its own, so that no step waits for a disk."""
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from lockstep_proto.v1 import service_pb2
+from lockstep_server.errors import DiskFullError, StorageError
+from lockstep_server.records import EpochRecord, StepRecord
+from lockstep_server.store import Batch, Store, StoredJob
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+MAX_ROWS = 20_000  # flushed before its time: about what a second of a tiny network's steps makes at the most
+
+
+class Journal:
+    """Collects rows and writes them, in order, when flushed. Used on the event loop.
+
+    Rows of a flush that failed stay and are written by the next one, so a disk that was full for a while costs nothing.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+        self._batch = Batch()
+        self._writing = asyncio.Lock()  # else rows of a failed flush could be written over newer ones
+        self._early: asyncio.Task[None] | None = None
+
+    def job(self, row: StoredJob) -> None:
+        """The job as it stands."""
+        self._batch.jobs[row.job.id] = row
+
+    def event(self, job_id: str, event: service_pb2.Event) -> None:
+        """One more event."""
+        self._batch.events[job_id, event.sequence] = event
+
+    def step(self, job_id: str, record: StepRecord) -> None:
+        """One more step; called for every one."""
+        self._batch.steps[job_id, record.step] = record
+        if len(self._batch.steps) % MAX_ROWS == 0 and self._early is None:
+            self._early = asyncio.create_task(self._flush_early())
+
+    def epoch(self, job_id: str, record: EpochRecord) -> None:
+        """One more epoch."""
+        self._batch.epochs[job_id, record.epoch] = record
+
+    async def flush(self) -> None:
+        """Return when all rows so far are on disk. Raises DiskFullError or StorageError."""
+        async with self._writing:
+            batch, self._batch = self._batch, Batch()
+            try:
+                if batch:
+                    await self._do(lambda: self._store.write(batch))
+            except BaseException:
+                self._batch = batch.under(self._batch)
+                raise
+
+    async def try_flush(self) -> bool:
+        """Flush; a disk that cannot be written now is logged, and the rows are kept for the next flush."""
+        try:
+            await self.flush()
+        except (DiskFullError, StorageError) as error:
+            log.warning("%s", error)
+            return False
+        return True
+
+    async def events(self, job_id: str) -> list[service_pb2.Event]:
+        """The events of a job, those that could not be written yet included."""
+        await self.try_flush()
+        stored = await self._do(lambda: self._store.events(job_id))
+        unwritten = {event.sequence: event for (owner, _), event in self._batch.events.items() if owner == job_id}
+        events = {event.sequence: event for event in stored} | unwritten
+        return [events[sequence] for sequence in sorted(events)]
+
+    async def history(self, job_id: str) -> service_pb2.History:
+        """The history of a job, as far as it could be written."""
+        await self.try_flush()
+        return await self._do(lambda: self._store.history(job_id))
+
+    def drop(self, job_id: str) -> None:
+        """Forget what is still to be written of a job."""
+        self._batch = self._batch.without(job_id)
+
+    async def delete(self, job_id: str) -> None:
+        """Remove a job and what is still to be written of it."""
+        async with self._writing:
+            self.drop(job_id)
+            await self._do(lambda: self._store.delete(job_id))
+
+    async def close(self) -> None:
+        """Write what is left and close the store."""
+        try:
+            await self.flush()
+        finally:
+            await self._do(self._store.close)
+            self._thread.shutdown()
+
+    async def _flush_early(self) -> None:
+        await self.try_flush()
+        self._early = None
+
+    async def _do(self, call: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorname", "") == "SQLITE_FULL":
+                raise DiskFullError(
+                    "the server's disk is full: the database cannot be written; free some space"
+                ) from error
+            raise StorageError(f"the server's database cannot be used: {error}") from error

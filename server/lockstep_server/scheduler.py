@@ -1,0 +1,205 @@
+"""Carries out who runs: takes jobs up, orders their workers from the fleet, ends what waited too long."""
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from lockstep_proto.v1 import service_pb2, training_pb2
+from lockstep_server import queue
+from lockstep_server.deadlines import Deadlines
+from lockstep_server.directory import Directory
+from lockstep_server.fleet_link import Attachment, FleetLink
+from lockstep_server.job_record import JobRecord
+from lockstep_server.lifecycle import State, name
+from lockstep_server.metrics import Metrics
+from lockstep_server.supervisor import INFO, Supervisor, Tools
+
+if TYPE_CHECKING:
+    from lockstep_server.run import JobRun
+
+PENDING, RUNNING = State.JOB_STATE_PENDING, State.JOB_STATE_RUNNING
+
+
+class Scheduler:
+    """Keeps a supervisor for every running job and hands the fleet its orders."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        tools: Tools,
+        metrics: Metrics,
+        *,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self.fleet = FleetLink()
+        self._directory = directory
+        self._tools = tools
+        self._metrics = metrics
+        self._monotonic = monotonic
+        self._supervisors: dict[str, Supervisor] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._deadlines = Deadlines()
+
+    # Jobs
+
+    def start(self) -> None:
+        """Take up the jobs that ran when the server last ended."""
+        for record in self._directory:
+            if record.state == RUNNING:
+                self._supervise(record)
+        self.rearrange()
+
+    def supervisor(self, record: JobRecord) -> Supervisor:
+        """The supervisor of a job; a job that does not run gets one, to be ended by it."""
+        return self._supervisors.get(record.id) or self._supervise(record)
+
+    def run(self, job_id: str) -> "JobRun | None":
+        """The run of a job that computes."""
+        supervisor = self._supervisors.get(job_id)
+        return supervisor.run if supervisor is not None and not supervisor.concluding else None
+
+    def runs(self) -> "list[JobRun]":
+        """All runs."""
+        return [run for run in map(self.run, self._supervisors) if run is not None]
+
+    def rearrange(self) -> None:
+        """Share the cluster out anew: after anything that changes who wants or who has workers."""
+        claims = self._claims()
+        granted = queue.allot(claims, self.fleet.worker_slots or 0)
+        for claim in claims:
+            if not claim.running and claim.job_id in granted:
+                self._begin(self._record(claim.job_id))
+        self._name_phases()
+        self.fleet.push(self._orders(granted))
+        self._count_states()
+
+    def check_deadlines(self) -> None:
+        """End the jobs that have waited for workers longer than they allow."""
+        waiting = [(job_id, self._record(job_id).spec.workers.wait_s) for job_id in self._waiting()]
+        for job_id in self._deadlines.look(waiting, self._monotonic()):
+            record = self._record(job_id)
+            message = f"no workers within {record.spec.workers.wait_s:g} s (workers.wait_s): {self._shortage(record)}"
+            self.supervisor(record).fail(service_pb2.ERROR_TYPE_NO_WORKERS, message)
+
+    async def write_checkpoints(self) -> None:
+        """Write a checkpoint of every run that has a newer version."""
+        await asyncio.gather(*(supervisor.write_checkpoint() for supervisor in self._supervisors.values()))
+
+    async def halt(self) -> None:
+        """Bring all jobs to where a later server takes them up, and let go of them."""
+        await asyncio.gather(*(supervisor.halt() for supervisor in self._supervisors.values()))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # The fleet
+
+    def resources(self, resources: training_pb2.FleetResources) -> None:
+        """The fleet told what the cluster has."""
+        first = self.fleet.told(resources)
+        self.rearrange()
+        if first:
+            self.fleet.push(self._orders(queue.allot(self._claims(), resources.worker_slots)), again=True)
+
+    def detached(self, attachment: Attachment) -> None:
+        """A fleet's stream has ended."""
+        if self.fleet.detach(attachment):
+            self.rearrange()
+
+    def data_loaded(self, told: training_pb2.DataLoaded) -> None:
+        """The fleet has loaded a job's data."""
+        if told.job_id in self._supervisors:
+            self._supervisors[told.job_id].data_loaded(told.num_rows, told.num_validation_rows)
+
+    def data_failed(self, told: training_pb2.DataFailed) -> None:
+        """The fleet cannot load a job's data."""
+        if told.job_id in self._supervisors:
+            self._supervisors[told.job_id].fail(told.error_type, told.message)
+
+    def worker_exited(self, told: training_pb2.WorkerExited) -> None:
+        """A worker's process has ended by itself."""
+        if told.job_id in self._supervisors:
+            self._supervisors[told.job_id].worker_exited(told.worker_id, told.message)
+
+    # Parts of the above
+
+    def _begin(self, record: JobRecord) -> None:
+        record.move(RUNNING, self._tools.clock())
+        self._metrics.job_changed(record.id, name(RUNNING))
+        self._tools.journal.job(record.stored())
+        self._supervise(record).event(INFO, "running")
+
+    def _supervise(self, record: JobRecord) -> Supervisor:
+        supervisor = self._supervisors[record.id] = Supervisor(record, self._tools)
+        task = asyncio.get_running_loop().create_task(self._until_concluded(supervisor))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return supervisor
+
+    async def _until_concluded(self, supervisor: Supervisor) -> None:
+        await supervisor.supervise()
+        record = supervisor.record
+        del self._supervisors[record.id]
+        self._metrics.job_changed(record.id, name(record.state))
+        if record.ended:
+            self._metrics.job_ended(record.id)
+        self.rearrange()
+
+    def _claims(self) -> list[queue.Claim]:
+        return [
+            queue.claim(record.id, record.spec, running=record.state == RUNNING)
+            for record in sorted(self._directory, key=lambda record: record.place)
+            if record.state in (PENDING, RUNNING) and not self._is_concluding(record)
+        ]
+
+    def _is_concluding(self, record: JobRecord) -> bool:
+        supervisor = self._supervisors.get(record.id)
+        return supervisor is not None and supervisor.concluding
+
+    def _orders(self, granted: dict[str, int]) -> training_pb2.FleetOrders:
+        return training_pb2.FleetOrders(
+            jobs=[
+                training_pb2.JobOrder(job_id=job_id, spec=self._record(job_id).spec, num_workers=num_workers)
+                for job_id, num_workers in granted.items()
+            ],
+        )
+
+    def _name_phases(self) -> None:
+        claims = self._claims()
+        for claim in claims:
+            record = self._record(claim.job_id)
+            if not claim.running:
+                self._name_phase(record, queue.pending_phase(claims, record.id, self.fleet.worker_slots))
+            elif self._supervisors[record.id].run is None:
+                self._name_phase(record, "waiting for a fleet" if self.fleet.resources is None else "loading data")
+
+    def _name_phase(self, record: JobRecord, phase: str) -> None:
+        if record.job.phase != phase:
+            record.job.phase = phase
+            record.touch()
+
+    def _waiting(self) -> list[str]:
+        """Jobs that wait for the cluster; a run looks after its own wait for workers."""
+        head = queue.waits_for_cluster(self._claims())
+        without_fleet = [
+            job_id
+            for job_id, supervisor in self._supervisors.items()
+            if supervisor.waits_for_data and not supervisor.concluding and self.fleet.resources is None
+        ]
+        return without_fleet if head is None else [head, *without_fleet]
+
+    def _shortage(self, record: JobRecord) -> str:
+        if self.fleet.resources is None:
+            return "no fleet is attached; start one with lockstep-fleet"
+        slots = self.fleet.resources.worker_slots
+        return f"the cluster has room for {slots}, the job needs {record.spec.workers.min} (workers.min)"
+
+    def _count_states(self) -> None:
+        states = [name(record.state) for record in self._directory]
+        counts = {name(state): states.count(name(state)) for state in State.values() if state}
+        self._metrics.jobs(counts, counts[name(PENDING)])
+
+    def _record(self, job_id: str) -> JobRecord:
+        record = self._directory.get(job_id)
+        assert record is not None, job_id
+        return record

@@ -1,0 +1,161 @@
+"""The store of jobs, their events and history: SQLite statements and nothing else.
+
+A Store is used by one thread at a time; `journal` batches what is written and moves it off the event loop.
+"""
+
+import math
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lockstep_proto.v1 import service_pb2
+from lockstep_server.records import EpochRecord, StepRecord
+from lockstep_server.schema import open_database
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredJob:
+    """A row of `jobs`."""
+
+    place: int  # order of submission, from 1
+    request_id: str  # "" if the client gave none
+    job: service_pb2.Job
+
+
+@dataclass(kw_only=True)
+class Batch:
+    """Rows that are written in one transaction; a later row replaces an earlier one with its key."""
+
+    jobs: dict[str, StoredJob] = field(default_factory=dict)
+    events: dict[tuple[str, int], service_pb2.Event] = field(default_factory=dict)
+    steps: dict[tuple[str, int], StepRecord] = field(default_factory=dict)
+    epochs: dict[tuple[str, int], EpochRecord] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.jobs) + len(self.events) + len(self.steps) + len(self.epochs)
+
+    def under(self, newer: "Batch") -> "Batch":
+        """This batch with a newer one written over it."""
+        return Batch(
+            jobs={**self.jobs, **newer.jobs},
+            events={**self.events, **newer.events},
+            steps={**self.steps, **newer.steps},
+            epochs={**self.epochs, **newer.epochs},
+        )
+
+    def without(self, job_id: str) -> "Batch":
+        """This batch without the rows of one job."""
+        return Batch(
+            jobs={key: row for key, row in self.jobs.items() if key != job_id},
+            events={key: row for key, row in self.events.items() if key[0] != job_id},
+            steps={key: row for key, row in self.steps.items() if key[0] != job_id},
+            epochs={key: row for key, row in self.epochs.items() if key[0] != job_id},
+        )
+
+
+class Store:
+    """The database of one server. Opening raises StartError; what follows raises sqlite3.Error."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = open_database(path)
+
+    def close(self) -> None:
+        """Close the database."""
+        self._db.close()
+
+    def jobs(self) -> list[StoredJob]:
+        """All jobs in order of place."""
+        rows = self._db.execute("SELECT place, coalesce(request_id, ''), job FROM jobs ORDER BY place")
+        return [StoredJob(place=p, request_id=r, job=service_pb2.Job.FromString(job)) for p, r, job in rows]
+
+    def last_sequences(self) -> dict[str, int]:
+        """The sequence number of the last event of every job that has one."""
+        return dict(self._db.execute("SELECT job_id, max(sequence) FROM events GROUP BY job_id"))
+
+    def events(self, job_id: str) -> list[service_pb2.Event]:
+        """The events of one job in order."""
+        rows = self._db.execute("SELECT event FROM events WHERE job_id = ? ORDER BY sequence", (job_id,))
+        return [service_pb2.Event.FromString(event) for (event,) in rows]
+
+    def history(self, job_id: str) -> service_pb2.History:
+        """What is recorded of one job, by step and by epoch."""
+        history = service_pb2.History()
+        _fill(
+            history.steps,
+            ("step", "loss", "gradient_norm", "learning_rate"),
+            self._db.execute(
+                "SELECT step, loss, gradient_norm, learning_rate FROM steps WHERE job_id = ? ORDER BY step",
+                (job_id,),
+            ),
+        )
+        _fill(
+            history.epochs,
+            ("epoch", "loss", "accuracy", "validation_loss", "validation_accuracy", "duration_s"),
+            self._db.execute(
+                "SELECT epoch, loss, accuracy, validation_loss, validation_accuracy, duration_s "
+                "FROM epochs WHERE job_id = ? ORDER BY epoch",
+                (job_id,),
+            ),
+        )
+        return history
+
+    def write(self, batch: Batch) -> None:
+        """Write all rows or, on an error, none."""
+        with self._transaction():
+            self._write_jobs(batch.jobs.values())
+            self._db.executemany(
+                "INSERT OR REPLACE INTO events VALUES (?, ?, ?)",
+                [(*key, event.SerializeToString()) for key, event in batch.events.items()],
+            )
+            self._db.executemany(
+                "INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?, ?)",
+                [(*key, r.loss, r.gradient_norm, r.learning_rate) for key, r in batch.steps.items()],
+            )
+            self._db.executemany(
+                "INSERT OR REPLACE INTO epochs VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (*key, r.loss, r.accuracy, r.validation_loss, r.validation_accuracy, r.duration_s)
+                    for key, r in batch.epochs.items()
+                ],
+            )
+
+    def delete(self, job_id: str) -> None:
+        """Remove a job with its events and history."""
+        with self._transaction():
+            self._db.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+
+    def _write_jobs(self, jobs: Iterable[StoredJob]) -> None:
+        self._db.executemany(
+            "INSERT INTO jobs VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET job = excluded.job",
+            [(row.place, row.job.id, row.request_id or None, row.job.SerializeToString()) for row in jobs],
+        )
+
+    def _transaction(self) -> "_Transaction":
+        return _Transaction(self._db)
+
+
+class _Transaction:
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, error: object, *rest: object) -> None:
+        # A failed COMMIT (disk full) may leave the transaction open, and SQLite may have rolled back by itself.
+        try:
+            if error is None:
+                self._db.execute("COMMIT")
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+
+
+def _fill(
+    columns: service_pb2.StepHistory | service_pb2.EpochHistory,
+    names: Sequence[str],
+    rows: Iterable[tuple[float | None, ...]],
+) -> None:
+    for name, values in zip(names, zip(*rows, strict=True), strict=False):
+        getattr(columns, name).extend(math.nan if value is None else value for value in values)

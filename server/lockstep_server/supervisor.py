@@ -1,0 +1,286 @@
+"""One job from being taken up to its end: data, run, checkpoints, saved models."""
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lockstep_proto.v1 import service_pb2
+from lockstep_proto.v1.numerics_pb2 import NumericsFingerprint
+from lockstep_server.checkpoints import Checkpoint
+from lockstep_server.errors import DiskFullError, ServerError, StorageError
+from lockstep_server.job_files import JobFiles
+from lockstep_server.job_record import JobRecord
+from lockstep_server.journal import Journal
+from lockstep_server.keeper import Keeper, SavedModel
+from lockstep_server.lifecycle import ENDED, State, name
+from lockstep_server.records import EpochRecord, Outcome, StepRecord
+from lockstep_server.taking_up import CannotTakeUpError, check_numerics, read_initial_parameters
+from lockstep_server.uploads import Uploads
+
+if TYPE_CHECKING:
+    from lockstep_server.run import JobRun
+
+log = logging.getLogger(__name__)
+
+INFO, WARNING, ERROR = service_pb2.SEVERITY_INFO, service_pb2.SEVERITY_WARNING, service_pb2.SEVERITY_ERROR
+_LOG_LEVELS = {INFO: logging.INFO, WARNING: logging.WARNING, ERROR: logging.ERROR}
+STOPPED = Outcome(State.JOB_STATE_STOPPED, service_pb2.STOP_REASON_USER, message="stopped by a person")
+HALT_S = (
+    20.0  # the server's end is not held up longer by a slow disk; the job is then trained again from its checkpoint
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tools:
+    """What a supervisor works with."""
+
+    journal: Journal
+    uploads: Uploads
+    files: Callable[[str], JobFiles]
+    make_run: Callable[..., "JobRun"]  # the arguments of JobRun but for its metrics and lease
+    numerics: NumericsFingerprint  # of this server
+    clock: Callable[[], float]  # seconds since 1970
+
+
+class Supervisor:
+    """Supervises one job while it is RUNNING, or brings a job without a run to its end. It is the run's listener."""
+
+    def __init__(self, record: JobRecord, tools: Tools) -> None:
+        self.record = record
+        self.run: JobRun | None = None
+        self._tools = tools
+        self._keeper = Keeper(
+            record.spec, tools.files(record.id), tools.journal, functools.partial(self.event, WARNING)
+        )
+        loop = asyncio.get_running_loop()
+        self._loaded: asyncio.Future[None] = loop.create_future()
+        self._outcome: asyncio.Future[Outcome] = loop.create_future()
+        self._concluded = asyncio.Event()
+        self._saved: SavedModel | None = None
+        self._seen_workers: set[str] = set()
+        if record.job.num_rows:  # known from an earlier attempt: its workers may be redialling already
+            self._loaded.set_result(None)
+
+    # What is asked of it
+
+    @property
+    def concluding(self) -> bool:
+        """Whether the training is over and what is left is to save it; it needs no workers then."""
+        return self._outcome.done()
+
+    @property
+    def waits_for_data(self) -> bool:
+        """Whether the fleet has yet to load the data."""
+        return not self._loaded.done()
+
+    def data_loaded(self, num_rows: int, num_validation_rows: int) -> None:
+        """The fleet has the job's data. Data that changed between two attempts end the job."""
+        job = self.record.job
+        counts = (num_rows, num_validation_rows)
+        known = (job.num_rows, job.num_validation_rows)
+        if not self._loaded.done():
+            job.num_rows, job.num_validation_rows = counts
+            self.event(INFO, f"data loaded: {num_rows} rows, {num_validation_rows} for validation")
+            self._loaded.set_result(None)
+            self._tools.journal.job(self.record.stored())
+        elif known != counts:
+            self.fail(
+                service_pb2.ERROR_TYPE_DATA_INVALID,
+                f"the data changed while the job was under way: {known[0]} rows and {known[1]} for validation before, "
+                f"{counts[0]} and {counts[1]} now; submit it again",
+            )
+
+    def worker_exited(self, worker_id: str, message: str) -> None:
+        """A worker's process ended. The run has warned already of one that it knew."""
+        known = worker_id in self._seen_workers
+        self.event(INFO if known else WARNING, f"worker {worker_id} ended: {message}")
+
+    def stop(self) -> None:
+        """End the training at a whole version, and keep its model."""
+        self._ask(STOPPED)
+
+    def pause(self) -> None:
+        """End the training at a whole version, to be taken up again."""
+        self._ask(Outcome(State.JOB_STATE_PAUSED))
+
+    def fail(self, error_type: service_pb2.ErrorType.ValueType, message: str) -> None:
+        """End the training now, as failed."""
+        self.end(Outcome(State.JOB_STATE_FAILED, error_type=error_type, message=message))
+
+    def end(self, outcome: Outcome) -> None:
+        """End the training now, at its last whole version; an end that has come already stays."""
+        if not self._outcome.done():
+            self._outcome.set_result(outcome)
+            if self.run is not None:
+                self.run.stop()  # lets go of its workers; what it says of it is not heard any more
+
+    def end_now(self) -> None:
+        """Stop without waiting for the version under way."""
+        self.end(STOPPED)
+
+    async def halt(self) -> None:
+        """Leave the job to a later server: RUNNING, with a checkpoint. What is being saved is saved first."""
+        if self.concluding:
+            await self.concluded(HALT_S)
+        elif self.run is not None:
+            await self._keeper.write_checkpoint(self.run)
+            self.run.close()
+
+    async def concluded(self, timeout_s: float | None = None) -> bool:
+        """Wait until the job has left RUNNING and its files are in order."""
+        try:
+            await asyncio.wait_for(self._concluded.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    # What it does
+
+    async def supervise(self) -> None:
+        """Carry the job to where it is not RUNNING."""
+        try:
+            await self._train()
+            outcome = await self._save(await self._outcome)
+        except CannotTakeUpError as error:
+            outcome = self._failure(error.error_type, str(error))
+        except (ServerError, OSError) as error:
+            outcome = self._failure(service_pb2.ERROR_TYPE_STORAGE, str(error))
+        except Exception as error:
+            log.exception("a defect ended the job", extra={"job": self.record.id})
+            outcome = self._failure(service_pb2.ERROR_TYPE_INTERNAL, f"a defect in Lockstep: {error!r}")
+        self._take_over(outcome)
+        await self._tools.journal.try_flush()
+        self._concluded.set()
+
+    async def write_checkpoint(self) -> None:
+        """Write a checkpoint if there is a newer version."""
+        if self.run is not None:
+            await self._keeper.write_checkpoint(self.run)
+
+    async def _train(self) -> None:
+        events: list[asyncio.Future[Any]] = [self._loaded, self._outcome]
+        await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
+        if self.concluding:
+            return
+        job = self.record.job
+        check_numerics(job, self._tools.numerics)
+        start = await self._keeper.newest()
+        initial = None
+        if start is None:
+            initial = await asyncio.to_thread(read_initial_parameters, job.spec, self._tools.uploads.path)
+        if not self.concluding:
+            self._begin_attempt(start, initial)
+
+    def _begin_attempt(self, start: Checkpoint | None, initial: Any) -> None:
+        job = self.record.job
+        job.attempt += 1
+        job.server_numerics.CopyFrom(self._tools.numerics)
+        self._tools.journal.job(self.record.stored())
+        self.event(INFO, f"taken up at version {start.version if start else 0} (attempt {job.attempt})")
+        self.run = self._tools.make_run(
+            job.id,
+            job.spec,
+            num_rows=job.num_rows,
+            num_validation_rows=job.num_validation_rows,
+            attempt=job.attempt,
+            start=start,
+            initial=initial,
+            listener=self,
+            numerics=job.numerics if job.HasField("numerics") else None,
+        )
+
+    async def _save(self, outcome: Outcome) -> Outcome:
+        self.record.job.phase = "saving"
+        self.record.touch()
+        if outcome.state == State.JOB_STATE_PAUSED:
+            await self.write_checkpoint()
+            return outcome
+        return await self._save_models(outcome)
+
+    async def _save_models(self, outcome: Outcome) -> Outcome:
+        try:
+            self._saved = await self._keeper.write_models(self.run)
+        except (DiskFullError, StorageError) as error:
+            if outcome.state != State.JOB_STATE_FAILED:
+                return self._failure(service_pb2.ERROR_TYPE_STORAGE, f"{error}; its model is lost, submit it again")
+            self.event(WARNING, str(error))
+        return outcome
+
+    def _take_over(self, outcome: Outcome) -> None:
+        record, job = self.record, self.record.job
+        if self.run is not None:
+            record.refresh(self.run)
+            self.run.close()
+        if self._saved is not None:
+            job.step, job.digest = self._saved.version, self._saved.digest
+        job.phase = name(outcome.state)
+        job.message = outcome.message if outcome.state in ENDED else ""
+        job.error_type = outcome.error_type
+        job.stop_reason = outcome.stop_reason
+        record.rest()
+        words = f"{name(outcome.state)} at step {job.step}"
+        self.event(
+            ERROR if outcome.state == State.JOB_STATE_FAILED else INFO,
+            f"{words}: {job.message}" if job.message else words,
+        )
+        record.move(outcome.state, self._tools.clock())
+        if outcome.state in ENDED:
+            self._tools.uploads.touch(record.uploads)
+        self._tools.journal.job(record.stored())
+
+    def _ask(self, outcome: Outcome) -> None:
+        """Ask the run, which acts between two versions; without workers the last whole version is already there."""
+        if self.run is None or not self.run.workers:
+            self.end(outcome)
+        elif outcome.state == State.JOB_STATE_PAUSED:
+            self.run.pause()
+        else:
+            self.run.stop()
+
+    def _failure(self, error_type: service_pb2.ErrorType.ValueType, message: str) -> Outcome:
+        """The end of a training by something outside it; no later end counts."""
+        outcome = Outcome(State.JOB_STATE_FAILED, error_type=error_type, message=message)
+        self.end(outcome)
+        return outcome
+
+    # What the run tells
+
+    def event(self, severity: service_pb2.Severity.ValueType, message: str) -> None:
+        """Something happened."""
+        if self._concluded.is_set():
+            return
+        log.log(_LOG_LEVELS[severity], "%s", message, extra={"job": self.record.id, "step": self.record.job.step})
+        self._tools.journal.event(self.record.id, self.record.add_event(severity, message, self._tools.clock()))
+
+    def step(self, record: StepRecord) -> None:
+        """A step is done."""
+        if not self.concluding:
+            self._tools.journal.step(self.record.id, record)
+            self.record.touch()
+
+    def epoch(self, record: EpochRecord) -> None:
+        """An epoch is done."""
+        if not self.concluding:
+            self._tools.journal.epoch(self.record.id, record)
+            self.record.touch()
+
+    def changed(self) -> None:
+        """Its phase or its workers changed."""
+        if self.run is not None:
+            self._seen_workers.update(worker.worker_id for worker in self.run.workers)
+            self._remember_numerics(self.run)
+        self.record.touch()
+
+    def _remember_numerics(self, run: "JobRun") -> None:
+        """Store the numerics of the first worker: later attempts are held to them."""
+        if run.numerics is not None and not self.record.job.HasField("numerics"):
+            self.record.job.numerics.CopyFrom(run.numerics)
+            self._tools.journal.job(self.record.stored())
+
+    def ended(self, outcome: Outcome) -> None:
+        """The training is over."""
+        if not self._outcome.done():
+            self._outcome.set_result(outcome)
