@@ -1,0 +1,1 @@
+"""The server of Lockstep: jobs, the training state machine, reduction, optimizers, checkpoints, gRPC, metrics."""

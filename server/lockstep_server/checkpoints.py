@@ -84,7 +84,7 @@ def read(path: Path) -> Checkpoint:
 def write_model(path: Path, spec: job_pb2.JobSpec, flat: Array) -> None:
     """Write a model: tensors W2, b2, W3, ... as in the text, the spec and the digest beside them. Raises OSError."""
     layout = Layout.from_spec(spec)
-    tensors = {}
+    tensors: dict[str, Array] = {}
     for l, (weights, biases) in enumerate(layout.views(flat), start=2):  # noqa: E741
         tensors |= {f"W{l}": weights, f"b{l}": biases}
     metadata = {

@@ -29,7 +29,7 @@ class ExchangeServicer:
 
 def add_exchange(server: grpc.aio.Server, servicer: ExchangeServicer) -> None:
     """Register the servicer, with the codec in place of the generated (de)serialisers."""
-    handler = grpc.stream_stream_rpc_method_handler(
+    handler: Any = grpc.stream_stream_rpc_method_handler(
         servicer.exchange, request_deserializer=codec.decode_worker_message, response_serializer=None
     )
     service = grpc.method_handlers_generic_handler("lockstep.v1.TrainingService", {"Exchange": handler})

@@ -79,7 +79,8 @@ class Progress:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Progress":
         """Return what `to_dict` gave."""
-        return cls(**{name: math.inf if value is None else value for name, value in values.items()})
+        known: dict[str, Any] = {name: math.inf if value is None else value for name, value in values.items()}
+        return cls(**known)
 
     def step_done(self, sums: Sums, loss: float, gradient_norm: float, step_s: float, steps_per_epoch: int) -> None:
         """Count one step. `loss` is Q of the step, with penalties."""

@@ -308,8 +308,8 @@ class JobRun:
         self._speed.step(record.num_rows)
         self._metrics.step(self.job_id, record)
         self._listener.step(record)
-        self._metrics.bytes(self.job_id, "in", self._num_bytes_in)
-        self._metrics.bytes(self.job_id, "out", self._num_bytes_out)
+        self._metrics.exchanged(self.job_id, "in", self._num_bytes_in)
+        self._metrics.exchanged(self.job_id, "out", self._num_bytes_out)
         self._num_bytes_in = self._num_bytes_out = 0
 
     def _epoch_done(self, record: EpochRecord) -> None:
