@@ -1,6 +1,7 @@
 """Keeps what a run has computed: checkpoints while it trains, its models at its end. One file at a time."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,13 +25,22 @@ class SavedModel:
 
 
 class Keeper:
-    """Keeps one job's; `warn` is told what the disk did not take or give."""
+    """Keeps one job's. `warn` is told of what the disk refused, `written` of a checkpoint's seconds and bytes."""
 
-    def __init__(self, spec: JobSpec, files: JobFiles, journal: Journal, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        spec: JobSpec,
+        files: JobFiles,
+        journal: Journal,
+        *,
+        warn: Callable[[str], None],
+        written: Callable[[float, int], None],
+    ) -> None:
         self._spec = spec
         self._files = files
         self._journal = journal
         self._warn = warn
+        self._written = written
         self._busy = asyncio.Lock()
         self._version = -1  # of the newest checkpoint
         self._failed = False  # so that a disk that stays full is named once
@@ -53,13 +63,15 @@ class Keeper:
                 return
             checkpoint = run.checkpoint()
             await self._journal.try_flush()  # else the history of steps that will not be repeated could be lost
+            begun = time.monotonic()
             try:
-                await asyncio.to_thread(self._files.write_checkpoint, self._spec, checkpoint)
+                num_bytes = await asyncio.to_thread(self._files.write_checkpoint, self._spec, checkpoint)
             except (DiskFullError, StorageError) as error:
                 if not self._failed:
                     self._warn(f"{error}; the job goes on without a checkpoint of version {checkpoint.version}")
                 self._failed = True
             else:
+                self._written(time.monotonic() - begun, num_bytes)
                 self._version = checkpoint.version
                 self._failed = False
 

@@ -11,7 +11,6 @@ from lockstep_server.directory import Directory
 from lockstep_server.fleet_link import Attachment, FleetLink
 from lockstep_server.job_record import JobRecord
 from lockstep_server.lifecycle import State, name
-from lockstep_server.metrics import Metrics
 from lockstep_server.supervisor import INFO, Supervisor, Tools
 
 if TYPE_CHECKING:
@@ -27,14 +26,13 @@ class Scheduler:
         self,
         directory: Directory,
         tools: Tools,
-        metrics: Metrics,
         *,
         monotonic: Callable[[], float],
     ) -> None:
         self.fleet = FleetLink()
         self._directory = directory
         self._tools = tools
-        self._metrics = metrics
+        self._metrics = tools.metrics
         self._monotonic = monotonic
         self._supervisors: dict[str, Supervisor] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -125,7 +123,7 @@ class Scheduler:
 
     def _begin(self, record: JobRecord) -> None:
         record.move(RUNNING, self._tools.clock())
-        self._metrics.job_changed(record.id, name(RUNNING))
+        self._metrics.job_changed(record.id, "RUNNING")
         self._tools.journal.job(record.stored())
         self._supervise(record).event(INFO, "running")
 
@@ -140,7 +138,7 @@ class Scheduler:
         await supervisor.supervise()
         record = supervisor.record
         del self._supervisors[record.id]
-        self._metrics.job_changed(record.id, name(record.state))
+        self._metrics.job_changed(record.id, name(record.state).upper())
         if record.ended:
             self._metrics.job_ended(record.id)
         self.rearrange()

@@ -20,6 +20,7 @@ from lockstep_server.exchange import ExchangeServicer, add_exchange
 from lockstep_server.fleet_service import FleetService
 from lockstep_server.housekeeping import Housekeeping, remove_orphans
 from lockstep_server.http import HttpServer, start_http
+from lockstep_server.interceptor import RpcMetrics
 from lockstep_server.job_files import JobFiles
 from lockstep_server.job_record import JobRecord
 from lockstep_server.job_service import JobService
@@ -54,7 +55,7 @@ class Server:
         self._journal = Journal(store)
         self._uploads = Uploads(self._state.uploads, max_bytes=settings.max_upload_bytes)
         tools = self._tools()
-        self._scheduler = Scheduler(self._directory, tools, self._metrics, monotonic=time.monotonic)
+        self._scheduler = Scheduler(self._directory, tools, monotonic=time.monotonic)
         self._jobs = Jobs(self._directory, self._scheduler, tools)
         self._housekeeping = Housekeeping(
             settings,
@@ -71,7 +72,7 @@ class Server:
             self._directory.add(JobRecord(stored, sequences.get(stored.job.id, 0)))
         remove_orphans(self._state.jobs, self._directory)
         self._health = health_aio.HealthServicer()
-        self._grpc = grpc.aio.server(options=list(channels.server_options()))
+        self._grpc = grpc.aio.server(interceptors=[RpcMetrics(self._metrics)], options=list(channels.server_options()))
         self._http: HttpServer | None = None
         self._housekeeper: asyncio.Task[None] | None = None
         self.serving = False
@@ -114,6 +115,7 @@ class Server:
                 keep_checkpoints=self._settings.keep_checkpoints,
             ),
             make_run=functools.partial(JobRun, lease_s=self._settings.lease_s, metrics=self._metrics),
+            metrics=self._metrics,
             numerics=self._numerics,
             clock=time.time,
         )

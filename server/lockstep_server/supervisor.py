@@ -16,6 +16,7 @@ from lockstep_server.job_record import JobRecord
 from lockstep_server.journal import Journal
 from lockstep_server.keeper import Keeper, SavedModel
 from lockstep_server.lifecycle import ENDED, State, name
+from lockstep_server.metrics import Metrics
 from lockstep_server.records import EpochRecord, Outcome, StepRecord
 from lockstep_server.taking_up import CannotTakeUpError, check_numerics, read_initial_parameters
 from lockstep_server.uploads import Uploads
@@ -41,6 +42,7 @@ class Tools:
     uploads: Uploads
     files: Callable[[str], JobFiles]
     make_run: Callable[..., "JobRun"]  # the arguments of JobRun but for its metrics and lease
+    metrics: Metrics
     numerics: NumericsFingerprint  # of this server
     clock: Callable[[], float]  # seconds since 1970
 
@@ -53,7 +55,11 @@ class Supervisor:
         self.run: JobRun | None = None
         self._tools = tools
         self._keeper = Keeper(
-            record.spec, tools.files(record.id), tools.journal, functools.partial(self.event, WARNING)
+            record.spec,
+            tools.files(record.id),
+            tools.journal,
+            warn=functools.partial(self.event, WARNING),
+            written=functools.partial(tools.metrics.checkpoint, record.id),
         )
         loop = asyncio.get_running_loop()
         self._loaded: asyncio.Future[None] = loop.create_future()

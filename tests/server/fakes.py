@@ -146,6 +146,7 @@ class Bench:
             uploads=self.uploads,
             files=self.files,
             make_run=self.make_run,  # type: ignore[arg-type]  # a fake
+            metrics=self.metrics,
             numerics=self.numerics,
             clock=self.clock,
         )
@@ -153,7 +154,7 @@ class Bench:
         sequences = store.last_sequences()
         for stored in store.jobs():
             self.directory.add(JobRecord(stored, sequences.get(stored.job.id, 0)))
-        self.scheduler = Scheduler(self.directory, tools, self.metrics, monotonic=self.clock)
+        self.scheduler = Scheduler(self.directory, tools, monotonic=self.clock)
         self.jobs = Jobs(self.directory, self.scheduler, tools, patience_s=self.patience_s)
         self.housekeeping = Housekeeping(
             self.settings,

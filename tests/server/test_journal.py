@@ -1,0 +1,135 @@
+"""Batched writes: nothing is lost when a write fails, and nothing newer is overwritten."""
+
+import asyncio
+import sqlite3
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from lockstep_proto.v1 import service_pb2
+from lockstep_server import journal as journal_module
+from lockstep_server.errors import DiskFullError, StorageError
+from lockstep_server.journal import Journal
+from lockstep_server.store import Batch, Store, StoredJob
+from tests.server.fakes import epoch_record, step_record, turn
+
+
+class FlakyStore(Store):
+    """Fails while it has an error to raise."""
+
+    error: sqlite3.Error | None = None
+    num_writes = 0
+
+    def write(self, batch: Batch) -> None:
+        if self.error is not None:
+            raise self.error
+        self.num_writes += 1
+        super().write(batch)
+
+
+def full() -> sqlite3.Error:
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorname = "SQLITE_FULL"
+    return error
+
+
+def row(state: service_pb2.JobState.ValueType) -> StoredJob:
+    return StoredJob(place=1, request_id="", job=service_pb2.Job(id="a", state=state))
+
+
+def play(directory: Path, scene: Callable[[FlakyStore, Journal], Awaitable[None]]) -> None:
+    async def life() -> None:
+        store = FlakyStore(directory / "db")
+        journal = Journal(store)
+        await scene(store, journal)
+        await journal.close()
+
+    asyncio.run(life())
+
+
+def test_rows_are_written_together(tmp_path: Path) -> None:
+    async def scene(store: FlakyStore, journal: Journal) -> None:
+        journal.job(row(service_pb2.JOB_STATE_RUNNING))
+        for step in range(1000):
+            journal.step("a", step_record(step))
+        journal.epoch("a", epoch_record(0))
+        await journal.flush()
+        assert store.num_writes == 1
+        await journal.flush()
+        assert store.num_writes == 1
+        history = await journal.history("a")
+        assert len(history.steps.step) == 1000
+        assert len(history.epochs.epoch) == 1
+
+    play(tmp_path, scene)
+
+
+def test_rows_that_could_not_be_written_are_written_later_under_newer_ones(tmp_path: Path) -> None:
+    async def scene(store: FlakyStore, journal: Journal) -> None:
+        journal.job(row(service_pb2.JOB_STATE_RUNNING))
+        journal.step("a", step_record(0, loss=1.0))
+        journal.step("a", step_record(1, loss=1.0))
+        store.error = full()
+        with pytest.raises(DiskFullError, match="the server's disk is full"):
+            await journal.flush()
+        journal.job(row(service_pb2.JOB_STATE_PAUSED))
+        journal.step("a", step_record(1, loss=2.0))
+        store.error = None
+        await journal.flush()
+        assert [stored.job.state for stored in store.jobs()] == [service_pb2.JOB_STATE_PAUSED]
+        assert list(store.history("a").steps.loss) == [1.0, 2.0]
+
+    play(tmp_path, scene)
+
+
+def test_other_errors_of_the_database_are_named(tmp_path: Path) -> None:
+    async def scene(store: FlakyStore, journal: Journal) -> None:
+        journal.job(row(service_pb2.JOB_STATE_RUNNING))
+        store.error = sqlite3.OperationalError("disk I/O error")
+        with pytest.raises(StorageError, match="disk I/O error"):
+            await journal.flush()
+        assert not await journal.try_flush()
+        store.error = None
+        assert await journal.try_flush()
+
+    play(tmp_path, scene)
+
+
+def test_events_can_be_read_while_the_disk_is_full(tmp_path: Path) -> None:
+    async def scene(store: FlakyStore, journal: Journal) -> None:
+        journal.job(row(service_pb2.JOB_STATE_RUNNING))
+        journal.event("a", service_pb2.Event(sequence=1, message="written"))
+        await journal.flush()
+        store.error = full()
+        journal.event("a", service_pb2.Event(sequence=2, message="not written"))
+        assert [event.message for event in await journal.events("a")] == ["written", "not written"]
+        store.error = None
+
+    play(tmp_path, scene)
+
+
+def test_what_was_to_be_written_of_a_deleted_job_is_not(tmp_path: Path) -> None:
+    async def scene(store: FlakyStore, journal: Journal) -> None:
+        journal.job(row(service_pb2.JOB_STATE_RUNNING))
+        await journal.flush()
+        journal.step("a", step_record(0))
+        await journal.delete("a")
+        await journal.flush()
+        assert store.jobs() == []
+
+    play(tmp_path, scene)
+
+
+def test_many_rows_are_written_before_their_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "MAX_ROWS", 10)
+
+    async def scene(store: FlakyStore, journal: Journal) -> None:
+        journal.job(row(service_pb2.JOB_STATE_RUNNING))
+        for step in range(10):
+            journal.step("a", step_record(step))
+        while store.num_writes == 0:
+            await turn()
+        assert len(store.history("a").steps.step) == 10
+
+    play(tmp_path, scene)
