@@ -177,14 +177,15 @@ class Supervisor:
         initial = None
         if start is None:
             initial = await asyncio.to_thread(read_initial_parameters, job.spec, self._tools.uploads.path)
-        if not self.concluding:
-            self._begin_attempt(start, initial)
-
-    def _begin_attempt(self, start: Checkpoint | None, initial: Any) -> None:
-        job = self.record.job
         job.attempt += 1
         job.server_numerics.CopyFrom(self._tools.numerics)
         self._tools.journal.job(self.record.stored())
+        await self._tools.journal.try_flush()  # no later server may give this number to another attempt
+        if not self.concluding:
+            self._run(start, initial)
+
+    def _run(self, start: Checkpoint | None, initial: Any) -> None:
+        job = self.record.job
         self.event(INFO, f"taken up at version {start.version if start else 0} (attempt {job.attempt})")
         self.run = self._tools.make_run(
             job.id,

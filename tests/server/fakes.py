@@ -12,6 +12,7 @@ from lockstep_proto.v1 import job_pb2, service_pb2, training_pb2
 from lockstep_proto.v1.numerics_pb2 import NumericsFingerprint
 from lockstep_server.checkpoints import Checkpoint
 from lockstep_server.directory import Directory
+from lockstep_server.fleet_link import Attachment
 from lockstep_server.housekeeping import Housekeeping
 from lockstep_server.job_files import JobFiles
 from lockstep_server.job_record import JobRecord
@@ -134,6 +135,7 @@ class Bench:
         self.metrics: Any = FakeMetrics()
         self.numerics = FINGERPRINT
         self.patience_s = 10.0
+        self.attachment: Attachment | None = None
 
     def open(self) -> None:
         state = self.settings.state_dir
@@ -186,7 +188,7 @@ class Bench:
     # What happens to it
 
     def fleet(self, worker_slots: int) -> None:
-        if not hasattr(self, "attachment") or not self.scheduler.fleet.is_current(self.attachment):
+        if self.attachment is None or not self.scheduler.fleet.is_current(self.attachment):
             self.attachment = self.scheduler.fleet.attach()
         resources = training_pb2.FleetResources(worker_slots=worker_slots, cpus_per_worker=1, nodes=1)
         self.scheduler.resources(resources)

@@ -345,6 +345,7 @@ def test_a_running_job_whose_fleet_stays_away_before_its_data_are_loaded_fails(t
         server.scheduler.check_deadlines()
         server.now += 1000  # loading takes its time
         server.scheduler.check_deadlines()
+        assert server.attachment is not None
         server.scheduler.detached(server.attachment)
         assert server.jobs.get(job_id).phase == "waiting for a fleet"
         server.scheduler.check_deadlines()
@@ -362,16 +363,16 @@ def test_a_fleet_gets_its_orders_once_it_has_told_its_resources(tmp_path: Path) 
     async def scene(server: Bench) -> None:
         server.fleet(1)
         job_id = await server.submit()
-        newer = server.scheduler.fleet.attach()
-        orders = newer.orders()
-        server.attachment.close()
+        older = server.attachment
+        assert older is not None
+        orders = server.scheduler.fleet.attach().orders()
         next_orders = asyncio.ensure_future(anext(aiter(orders)))
         await turn()
         assert not next_orders.done()  # else it would end workers that it still has
         server.scheduler.resources(training_pb2.FleetResources(worker_slots=3))
         assert [(order.job_id, order.num_workers) for order in (await next_orders).jobs] == [(job_id, 3)]
-        assert server.attachment.replaced
-        server.scheduler.detached(server.attachment)  # late, and of no consequence
+        assert older.replaced
+        server.scheduler.detached(older)  # late, and of no consequence
         assert server.scheduler.fleet.worker_slots == 3
 
     play(tmp_path, scene)

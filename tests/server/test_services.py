@@ -140,7 +140,7 @@ def test_all_violations_of_a_spec_come_in_the_trailing_metadata(tmp_path: Path) 
         assert error.code() == Code.INVALID_ARGUMENT
         assert "network.layers[0].units: " in (error.details() or "")
         carried = dict(error.trailing_metadata() or ())[VIOLATIONS_KEY]
-        violations = service_pb2.Violations.FromString(carried)  # type: ignore[arg-type]
+        violations = service_pb2.Violations.FromString(carried)
         assert {violation.path for violation in violations.violations} == {"shards", "network.layers[0].units"}
 
     play(tmp_path, scene)
@@ -178,12 +178,14 @@ def test_a_model_that_is_not_there_yet_is_a_failed_precondition(tmp_path: Path) 
     play(tmp_path, scene)
 
 
-def test_a_defect_is_named_as_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_defect_is_named_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scene(to: Connection) -> None:
         def broken(_: str) -> Any:
             raise KeyError("oops")
 
-        to.server.jobs.get = broken  # type: ignore[method-assign]
+        monkeypatch.setattr(to.server.jobs, "get", broken)
         error = await refused(to.jobs.Get(service_pb2.JobRequest(job_id="0000")))
         assert error.code() == Code.INTERNAL
         assert "a defect in the server: KeyError('oops')" in (error.details() or "")
@@ -319,7 +321,9 @@ def test_a_fleet_tells_and_is_told(tmp_path: Path) -> None:
         await stream.write(message(worker_exited=exited))
         while "worker w1 ended: killed" not in await to.server.events(job.id):
             await turn()
-        failed = training_pb2.DataFailed(job_id=job.id, error_type=2, message="no column y")
+        failed = training_pb2.DataFailed(
+            job_id=job.id, error_type=service_pb2.ERROR_TYPE_DATA_INVALID, message="no column y"
+        )
         await stream.write(message(data_failed=failed))
         await to.server.state(job.id, State.JOB_STATE_FAILED)
         assert len((await stream.read()).jobs) == 0

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from lockstep_server import uploads as uploads_module
 from lockstep_server.errors import (
     DiskFullError,
     InvalidRequestError,
@@ -107,7 +106,7 @@ def test_a_full_disk_is_named_and_nothing_stays(tmp_path: Path, monkeypatch: pyt
     def refuse(*_: Any) -> int:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(uploads_module.os, "write", refuse)
+    monkeypatch.setattr(os, "write", refuse)
     with pytest.raises(DiskFullError, match=f"the server's disk is full: cannot store upload {ID}"):
         put(make(tmp_path))
     assert os.listdir(tmp_path) == []
@@ -117,7 +116,7 @@ def test_a_disk_that_fails_when_synced_is_not_called_full(tmp_path: Path, monkey
     def refuse(*_: Any) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(uploads_module.os, "fsync", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(StorageError, match="Input/output error"):
         put(make(tmp_path))
     assert os.listdir(tmp_path) == []
@@ -125,7 +124,7 @@ def test_a_disk_that_fails_when_synced_is_not_called_full(tmp_path: Path, monkey
 
 def test_a_write_that_takes_a_part_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = os.write
-    monkeypatch.setattr(uploads_module.os, "write", lambda descriptor, data: whole(descriptor, data[:1]))
+    monkeypatch.setattr(os, "write", lambda descriptor, data: whole(descriptor, data[:1]))
     uploads = make(tmp_path)
     put(uploads)
     assert uploads.path(ID).read_bytes() == CONTENT
