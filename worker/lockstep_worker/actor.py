@@ -42,4 +42,4 @@ class WorkerProcess:
             self._worker.leave()
 
 
-WorkerActor: Any = ray.remote(WorkerProcess).options(max_concurrency=2)  # so that `leave` is heard while `run` runs
+WorkerActor: Any = ray.remote(WorkerProcess)

@@ -102,6 +102,7 @@ class FleetDriver:
                     self._link.send(message)
 
     def _start(self, job_id: str, worker_id: str) -> None:
+        # two calls at once, so that `leave` is heard while `run` runs
         options = WorkerActor.options(num_cpus=self._cpus_per_worker, max_restarts=0, max_concurrency=2)
         actor = self._actors[worker_id] = options.remote(worker_id, self._cpus_per_worker)
         training, validation = self._shards[job_id]
