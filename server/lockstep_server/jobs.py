@@ -20,7 +20,8 @@ from lockstep_server.job_record import JobRecord, timestamp
 from lockstep_server.lifecycle import State, name
 from lockstep_server.scheduler import Scheduler
 from lockstep_server.store import StoredJob
-from lockstep_server.supervisor import INFO, Tools
+from lockstep_server.supervisor import INFO
+from lockstep_server.tools import Tools
 from lockstep_server.watch import watch
 
 MAX_REQUEST_ID = 64  # characters

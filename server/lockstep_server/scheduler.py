@@ -11,7 +11,8 @@ from lockstep_server.directory import Directory
 from lockstep_server.fleet_link import Attachment, FleetLink
 from lockstep_server.job_record import JobRecord
 from lockstep_server.lifecycle import State, name
-from lockstep_server.supervisor import INFO, Supervisor, Tools
+from lockstep_server.supervisor import INFO, Supervisor
+from lockstep_server.tools import Tools
 
 if TYPE_CHECKING:
     from lockstep_server.run import JobRun

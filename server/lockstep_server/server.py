@@ -32,7 +32,7 @@ from lockstep_server.scheduler import Scheduler
 from lockstep_server.settings import Settings
 from lockstep_server.state_dir import StateDir
 from lockstep_server.store import Store
-from lockstep_server.supervisor import Tools
+from lockstep_server.tools import Tools
 from lockstep_server.uploads import Uploads
 
 GRACE_S = 1.0  # calls under way get this long; clients and workers dial again

@@ -3,23 +3,17 @@
 import asyncio
 import functools
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lockstep_proto.v1 import service_pb2
-from lockstep_proto.v1.numerics_pb2 import NumericsFingerprint
 from lockstep_server.checkpoints import Checkpoint
 from lockstep_server.errors import DiskFullError, ServerError, StorageError
-from lockstep_server.job_files import JobFiles
 from lockstep_server.job_record import JobRecord
-from lockstep_server.journal import Journal
 from lockstep_server.keeper import Keeper, SavedModel
 from lockstep_server.lifecycle import ENDED, State, name
-from lockstep_server.metrics import Metrics
 from lockstep_server.records import EpochRecord, Outcome, StepRecord
 from lockstep_server.taking_up import CannotTakeUpError, check_numerics, read_initial_parameters
-from lockstep_server.uploads import Uploads
+from lockstep_server.tools import Tools
 
 if TYPE_CHECKING:
     from lockstep_server.run import JobRun
@@ -32,19 +26,6 @@ STOPPED = Outcome(State.JOB_STATE_STOPPED, service_pb2.STOP_REASON_USER, message
 HALT_S = (
     20.0  # the server's end is not held up longer by a slow disk; the job is then trained again from its checkpoint
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tools:
-    """What a supervisor works with."""
-
-    journal: Journal
-    uploads: Uploads
-    files: Callable[[str], JobFiles]
-    make_run: Callable[..., "JobRun"]  # the arguments of JobRun but for its metrics and lease
-    metrics: Metrics
-    numerics: NumericsFingerprint  # of this server
-    clock: Callable[[], float]  # seconds since 1970
 
 
 class Supervisor:

@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lockstep_proto.layout import Layout, digest
 from lockstep_proto.v1 import job_pb2, service_pb2, training_pb2
 from lockstep_proto.v1.numerics_pb2 import NumericsFingerprint
 from lockstep_server.checkpoints import Checkpoint
@@ -22,7 +23,8 @@ from lockstep_server.records import EpochRecord, Outcome, StepRecord
 from lockstep_server.scheduler import Scheduler
 from lockstep_server.settings import Settings
 from lockstep_server.store import Store
-from lockstep_server.supervisor import Supervisor, Tools
+from lockstep_server.supervisor import Supervisor
+from lockstep_server.tools import Tools
 from lockstep_server.uploads import Uploads
 
 FINGERPRINT = NumericsFingerprint(numerics_revision=1, numpy_version="2.4")
@@ -235,3 +237,18 @@ async def bench(state: Path, **settings: Any) -> AsyncIterator[Bench]:
         yield made
     finally:
         await made.close()
+
+
+def play(state: Path, scene: Callable[[Bench], Awaitable[None]], **settings: Any) -> None:
+    """Run one server's life."""
+
+    async def life() -> None:
+        async with bench(state, **settings) as server:
+            await scene(server)
+
+    asyncio.run(life())
+
+
+def digest_of_version(version: int) -> str:
+    """The digest of the model that a FakeRun has at a version."""
+    return digest(Layout.from_spec(make_spec()), np.full(NUM_PARAMETERS, version, np.float32))

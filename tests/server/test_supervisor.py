@@ -1,0 +1,366 @@
+"""One job through its attempts to its saved model, in good days and bad."""
+
+import asyncio
+import errno
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lockstep_proto.v1 import job_pb2, service_pb2, training_pb2
+from lockstep_proto.v1.numerics_pb2 import NumericsFingerprint
+from lockstep_server import checkpoints
+from lockstep_server.errors import (
+    NoModelError,
+)
+from lockstep_server.job_files import Which
+from lockstep_server.lifecycle import State
+from tests.server.fakes import FINGERPRINT, NUM_PARAMETERS, Bench, digest_of_version, make_spec, play, turn
+
+PENDING, RUNNING, PAUSED = State.JOB_STATE_PENDING, State.JOB_STATE_RUNNING, State.JOB_STATE_PAUSED
+SUCCEEDED, FAILED, STOPPED = State.JOB_STATE_SUCCEEDED, State.JOB_STATE_FAILED, State.JOB_STATE_STOPPED
+
+
+def fill_disk(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, name, refuse)
+
+
+# From submission to the end
+
+
+def test_a_job_goes_from_the_queue_to_its_saved_model(tmp_path: Path) -> None:
+    async def scene(server: Bench) -> None:
+        job_id = await server.submit()
+        assert server.jobs.get(job_id).state == PENDING
+        assert server.jobs.get(job_id).phase == "waiting for a fleet"
+        server.fleet(2)
+        assert server.jobs.get(job_id).state == RUNNING
+        assert server.jobs.get(job_id).phase == "loading data"
+        assert server.orders() == {job_id: 2}
+        run = await server.load(job_id, num_rows=100, num_validation_rows=10)
+        run.join("w1")
+        run.train(3)
+        job = server.jobs.get(job_id)
+        assert (job.phase, job.step, job.num_steps, job.num_workers) == ("step 3 of 100", 3, 100, 1)
+        assert (job.num_rows, job.num_validation_rows, job.attempt) == (100, 10, 1)
+        assert job.numerics == job.server_numerics == FINGERPRINT
+        run.end(SUCCEEDED, stop_reason=service_pb2.STOP_REASON_EPOCHS, message="all 2 epochs are done")
+        job = await server.state(job_id, SUCCEEDED)
+        assert job.message == "all 2 epochs are done"
+        assert job.stop_reason == service_pb2.STOP_REASON_EPOCHS
+        assert job.digest == digest_of_version(3)
+        assert job.num_workers == 0
+        assert job.HasField("finished")
+        assert run.closed
+        assert server.orders() == {}
+        saved = checkpoints.read_model(server.jobs.model(job_id, Which.WHICH_MODEL_LAST), make_spec())
+        assert saved.tolist() == [3.0] * NUM_PARAMETERS
+        assert await server.events(job_id) == [
+            "submitted",
+            "running",
+            "data loaded: 100 rows, 10 for validation",
+            "taken up at version 0 (attempt 1)",
+            "succeeded at step 3: all 2 epochs are done",
+        ]
+
+    play(tmp_path, scene)
+
+
+def test_the_history_is_what_the_run_recorded(tmp_path: Path) -> None:
+    async def scene(server: Bench) -> None:
+        server.fleet(1)
+        job_id = await server.submit()
+        run = await server.load(job_id)
+        run.train(3)
+        history = await server.jobs.history(job_id)
+        assert list(history.steps.step) == [0, 1, 2]
+        assert list(history.steps.loss) == [1.0, 1 / 2, 1 / 3]
+
+    play(tmp_path, scene)
+
+
+def test_a_best_model_is_saved_beside_the_last(tmp_path: Path) -> None:
+    async def scene(server: Bench) -> None:
+        server.fleet(1)
+        first, second = await server.submit(), await server.submit()
+        run = await server.load(first)
+        run.train(2)
+        run.best_parameters = np.full(NUM_PARAMETERS, 1, np.float32)
+        run.end(SUCCEEDED)
+        await server.state(first, SUCCEEDED)
+        best = checkpoints.read_model(server.jobs.model(first, Which.WHICH_MODEL_BEST), make_spec())
+        assert best.tolist() == [1.0] * NUM_PARAMETERS
+        (await server.load(second)).end(SUCCEEDED)
+        await server.state(second, SUCCEEDED)
+        with pytest.raises(NoModelError, match="never evaluated on validation data"):
+            server.jobs.model(second, Which.WHICH_MODEL_BEST)
+
+    play(tmp_path, scene)
+
+
+def test_metrics_are_told_of_states_and_queue(tmp_path: Path) -> None:
+    async def scene(server: Bench) -> None:
+        server.fleet(1)
+        first, second = await server.submit(), await server.submit()
+        states = {"pending": 1, "running": 1, "paused": 0, "succeeded": 0, "failed": 0, "stopped": 0}
+        assert server.metrics.calls[-1] == ("jobs", states, 1)
+        assert ("job_changed", first, "RUNNING") in server.metrics.calls
+        (await server.load(first)).end(SUCCEEDED)
+        await server.state(first, SUCCEEDED)
+        assert ("job_ended", first) in server.metrics.calls
+        assert ("job_changed", second, "RUNNING") in server.metrics.calls
+        assert server.metrics.calls[-1][2] == 0
+
+    play(tmp_path, scene)
+
+
+# Failures
+
+
+def test_a_failed_job_keeps_its_last_good_model(tmp_path: Path) -> None:
+    async def scene(server: Bench) -> None:
+        server.fleet(1)
+        job_id = await server.submit()
+        run = await server.load(job_id)
+        run.train(7)
+        run.end(FAILED, error_type=service_pb2.ERROR_TYPE_NOT_FINITE, message="step 8, shard 2: the loss is nan")
+        job = await server.state(job_id, FAILED)
+        assert (job.error_type, job.digest) == (service_pb2.ERROR_TYPE_NOT_FINITE, digest_of_version(7))
+        assert (await server.journal.events(job_id))[-1].severity == service_pb2.SEVERITY_ERROR
+
+    play(tmp_path, scene)
+
+
+def test_a_job_whose_model_the_disk_does_not_take_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(server: Bench) -> None:
+        server.fleet(1)
+        job_id = await server.submit()
+        run = await server.load(job_id)
+        run.train(7)
+        fill_disk(monkeypatch, "write_model")
+        run.end(SUCCEEDED, message="all 2 epochs are done")
+        job = await server.state(job_id, FAILED)
+        assert job.error_type == service_pb2.ERROR_TYPE_STORAGE
+        assert "the server's disk is full: cannot save the model" in job.message
+        assert job.digest == ""
+
+    play(tmp_path, scene)
+
+
+def test_a_checkpoint_the_disk_does_not_take_is_warned_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(server: Bench) -> None:
+        server.fleet(1)
+        job_id = await server.submit()
+        run = await server.load(job_id)
+        with monkeypatch.context() as patch:
+            fill_disk(patch, "write")
+            for _ in range(3):
+                run.train(1)
+                await server.scheduler.write_checkpoints()
+        (warning,) = [message for message in await server.events(job_id) if "disk is full" in message]
+        assert "cannot write checkpoint 000000000001.safetensors" in warning
+        assert warning.endswith("the job goes on without a checkpoint of version 1")
+        assert server.jobs.get(job_id).state == RUNNING
+
+    play(tmp_path, scene)
+
+
+def test_a_defect_in_a_run_fails_its_job_and_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def scene(server: Bench) -> None:
+        def broken(*_: Any, **__: Any) -> Any:
+            raise ZeroDivisionError("oops")
+
+        server.fleet(2)
+        first, second = await server.submit(), await server.submit()
+        server.make_run, whole = broken, server.make_run  # type: ignore[method-assign]
+        object.__setattr__(server.scheduler._tools, "make_run", broken)
+        server.scheduler.data_loaded(training_pb2.DataLoaded(job_id=first, num_rows=10))
+        job = await server.state(first, FAILED)
+        assert job.error_type == service_pb2.ERROR_TYPE_INTERNAL
+        assert job.message == "a defect in Lockstep: ZeroDivisionError('oops')"
+        object.__setattr__(server.scheduler._tools, "make_run", whole)
+        await server.load(second)
+
+    play(tmp_path, scene)
+    assert "a defect ended the job" in caplog.text
+
+
+# A server that ends and starts
+
+
+def test_a_running_job_is_taken_up_by_the_next_server_from_its_checkpoint(tmp_path: Path) -> None:
+    job_ids: list[str] = []
+
+    async def first(server: Bench) -> None:
+        server.fleet(1)
+        job_ids.append(await server.submit())
+        run = await server.load(job_ids[0])
+        run.join("w1")
+        run.train(6)
+
+    async def second(server: Bench) -> None:
+        job_id = job_ids[0]
+        assert server.jobs.get(job_id).state == RUNNING
+        run = await server.running(job_id)  # before the fleet is back: its workers may be dialling already
+        assert run.step == 6
+        assert run.arguments["attempt"] == 2
+        assert run.arguments["num_rows"] == 100
+        server.fleet(1)
+        assert server.orders() == {job_id: 1}
+        assert list((await server.jobs.history(job_id)).steps.step) == list(range(6))
+        run.end(SUCCEEDED)
+        assert (await server.state(job_id, SUCCEEDED)).digest == digest_of_version(6)
+        assert "taken up at version 6 (attempt 2)" in await server.events(job_id)
+
+    play(tmp_path, first)
+    play(tmp_path, second)
+
+
+def test_a_job_without_a_checkpoint_begins_again(tmp_path: Path) -> None:
+    async def life() -> None:
+        server = Bench(tmp_path)
+        server.open()
+        server.fleet(1)
+        job_id = await server.submit()
+        (await server.load(job_id)).train(6)
+        await server.journal.close()  # killed: no checkpoint
+        server.open()
+        run = await server.running(job_id)
+        assert run.start is None
+        assert run.arguments["initial"] is None
+        assert run.arguments["attempt"] == 2
+        await server.close()
+
+    asyncio.run(life())
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path: Path) -> None:
+    job_ids: list[str] = []
+
+    async def first(server: Bench) -> None:
+        server.fleet(1)
+        job_ids.append(await server.submit())
+        run = await server.load(job_ids[0])
+        for _ in range(3):
+            run.train(1)
+            await server.scheduler.write_checkpoints()
+
+    async def second(server: Bench) -> None:
+        run = await server.running(job_ids[0])
+        assert run.step == 2
+        (warning,) = [event for event in await server.events(job_ids[0]) if "000000000003.safetensors" in event]
+        assert "going back to the one before it" in warning
+
+    play(tmp_path, first)
+    files = sorted((tmp_path / "jobs" / job_ids[0] / "checkpoints").iterdir())
+    assert [file.name for file in files] == ["000000000002.safetensors", "000000000003.safetensors"]  # two are kept
+    content = bytearray(files[1].read_bytes())
+    content[-1] ^= 1
+    files[1].write_bytes(content)
+    play(tmp_path, second)
+
+
+def test_checkpoints_are_written_by_the_clock_and_only_of_new_versions(tmp_path: Path) -> None:
+    async def scene(server: Bench) -> None:
+        server.fleet(1)
+        job_id = await server.submit()
+        run = await server.load(job_id)
+        directory = tmp_path / "jobs" / job_id / "checkpoints"
+        run.train(1)
+        server.now += 29
+        await server.housekeeping.tick()
+        await turn()
+        assert not directory.exists()
+        server.now += 1
+        await server.housekeeping.tick()
+        while not (directory / "000000000001.safetensors").exists():
+            await turn()
+        written = (directory / "000000000001.safetensors").stat().st_mtime_ns
+        await server.scheduler.write_checkpoints()
+        assert (directory / "000000000001.safetensors").stat().st_mtime_ns == written
+        ((_, told, _, num_bytes),) = [call for call in server.metrics.calls if call[0] == "checkpoint"]
+        assert (told, num_bytes) == (job_id, (directory / "000000000001.safetensors").stat().st_size)
+
+    play(tmp_path, scene)
+
+
+def test_the_places_of_the_queue_outlive_the_server(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    async def first(server: Bench) -> None:
+        made.extend([await server.submit(), await server.submit()])
+
+    async def second(server: Bench) -> None:
+        made.append(await server.submit())
+        server.fleet(1)
+        assert [server.jobs.get(job_id).state for job_id in made] == [RUNNING, PENDING, PENDING]
+
+    play(tmp_path, first)
+    play(tmp_path, second)
+
+
+@pytest.mark.parametrize("numerics", [job_pb2.NUMERICS_EXACT, job_pb2.NUMERICS_ANY])
+def test_a_job_is_held_to_the_numerics_of_the_server_that_began_it(
+    tmp_path: Path,
+    numerics: job_pb2.Numerics.ValueType,
+) -> None:
+    async def life() -> None:
+        server = Bench(tmp_path)
+        server.open()
+        server.fleet(1)
+        job_id = await server.submit(numerics=numerics)
+        (await server.load(job_id)).train(2)
+        await server.close()
+        server.numerics = NumericsFingerprint(numerics_revision=1, numpy_version="2.5")
+        server.open()
+        if numerics == job_pb2.NUMERICS_ANY:
+            assert not server.jobs.get(job_id).reproducible
+            assert (await server.running(job_id)).step == 2
+        else:
+            job = await server.state(job_id, FAILED)
+            assert job.error_type == service_pb2.ERROR_TYPE_NUMERICS
+            assert "numpy_version" in job.message
+        await server.close()
+
+    asyncio.run(life())
+
+
+# A given model
+
+
+def test_initial_parameters_come_from_the_given_model(tmp_path: Path) -> None:
+    upload_id = "0" * 64 + ".safetensors"
+
+    async def scene(server: Bench) -> None:
+        given = np.arange(NUM_PARAMETERS, dtype=np.float32)
+        checkpoints.write_model(tmp_path / "uploads" / upload_id, make_spec(), given)
+        spec = make_spec()
+        spec.initial_parameters.model = upload_id
+        server.fleet(1)
+        run = await server.load((await server.jobs.submit("", spec)).id)
+        assert run.arguments["initial"].tolist() == given.tolist()
+
+    play(tmp_path, scene)
+
+
+def test_a_given_model_of_another_shape_fails_the_job(tmp_path: Path) -> None:
+    upload_id = "0" * 64 + ".safetensors"
+
+    async def scene(server: Bench) -> None:
+        other = make_spec()
+        other.network.inputs = 5
+        checkpoints.write_model(tmp_path / "uploads" / upload_id, other, np.zeros(12, np.float32))
+        spec = make_spec()
+        spec.initial_parameters.model = upload_id
+        server.fleet(1)
+        job_id = (await server.jobs.submit("", spec)).id
+        server.scheduler.data_loaded(training_pb2.DataLoaded(job_id=job_id, num_rows=10))
+        job = await server.state(job_id, FAILED)
+        assert job.error_type == service_pb2.ERROR_TYPE_DATA_INVALID
+        assert "initial_parameters.model cannot be used" in job.message
+
+    play(tmp_path, scene)
