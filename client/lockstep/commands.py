@@ -1,0 +1,234 @@
+"""What each verb of the `lockstep` command does."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from lockstep import background
+from lockstep.client import Client
+from lockstep.errors import InvalidSpecError, JobFailedError
+from lockstep.job import Job, JobState
+from lockstep.model import Model
+from lockstep.output import (
+    SHORT_ID,
+    event_fields,
+    job_fields,
+    next_commands,
+    plain_message,
+    print_fields,
+    print_json,
+    print_status,
+    print_table,
+)
+from lockstep_proto.spec import SpecError, load_file, override, read_spec, to_dict
+
+
+def up(options: argparse.Namespace) -> None:
+    """Start the background cluster."""
+    known = background.running()
+    if known is not None:
+        print(f"a cluster is up already at {known['address']}; `lockstep down` ends it")
+        return
+    names = ("workers", "cpus_per_worker", "port", "http_port", "data_root")
+    arguments = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
+    known = background.up(arguments)
+    print_fields([("server", known["address"]), ("metrics", known["metrics_url"]), ("workers", options.workers)])
+    server = "" if known["address"].endswith(":50051") else f" --server {known['address']}"
+    print(f"next:  lockstep submit examples/digits.toml --watch{server}\n       lockstep down")
+
+
+def down(options: argparse.Namespace) -> None:
+    """End the background cluster."""
+    print("the cluster has ended" if background.down() else "no cluster is up")
+
+
+def demo(options: argparse.Namespace) -> None:
+    """Run the demo."""
+    from lockstep import demo
+
+    demo.run(options.workers, options.cpus_per_worker, options.output)
+
+
+def submit(options: argparse.Namespace) -> None:
+    """Queue a job, and follow it if asked to."""
+    values = _job_file(options)
+    with Client(options.server) as client:
+        job = client.submit(_beside(values, options.file), request_id=options.request_id)
+        if options.format == "json" and not options.watch:
+            print_json(job_fields(job))
+        elif options.format == "text":
+            print(f"job {job.id} ({job.name}) {job.state}: {job.phase}\n{next_commands(job)}")
+        if options.watch:
+            _follow(client, job, options)
+
+
+def list_jobs(options: argparse.Namespace) -> None:
+    """List jobs."""
+    with Client(options.server) as client:
+        jobs = client.list(limit=options.limit)
+    if options.format == "json":
+        print_json([job_fields(job) for job in jobs])
+    elif not jobs:
+        print("no jobs; submit one with `lockstep submit examples/digits.toml`")
+    else:
+        header = ("id", "name", "state", "step", "loss", "workers", "phase")
+        print_table(header, [_row(job) for job in jobs])
+
+
+def status(options: argparse.Namespace) -> None:
+    """Show a job."""
+    with Client(options.server) as client:
+        job = client.get(options.id)
+    if options.format == "json":
+        print_json(job_fields(job))
+    else:
+        print_status(job)
+
+
+def watch(options: argparse.Namespace) -> None:
+    """Follow a job."""
+    with Client(options.server) as client:
+        _follow(client, client.get(options.id), options)
+
+
+def stop(options: argparse.Namespace) -> None:
+    """Stop a job."""
+    with Client(options.server) as client:
+        _say(client.stop(options.id))
+
+
+def pause(options: argparse.Namespace) -> None:
+    """Pause a job."""
+    with Client(options.server) as client:
+        _say(client.pause(options.id))
+
+
+def resume(options: argparse.Namespace) -> None:
+    """Resume a job."""
+    with Client(options.server) as client:
+        _say(client.resume(options.id))
+
+
+def delete(options: argparse.Namespace) -> None:
+    """Delete a job."""
+    with Client(options.server) as client:
+        freed = client.delete(options.id)
+    print(f"deleted; {freed:,} bytes of disk are free again")
+
+
+def download(options: argparse.Namespace) -> None:
+    """Save a job's model."""
+    with Client(options.server) as client:
+        job = client.get(options.id)
+        path = job.download(options.output, which="best" if options.best else "last")
+    print(f"saved {path}: {Model.load(path)!r}")
+
+
+def cluster(options: argparse.Namespace) -> None:
+    """Show the cluster."""
+    with Client(options.server) as client:
+        found = client.cluster()
+    if options.format == "json":
+        print_json(plain_message(found))
+        return
+    slots = f"room for {found.worker_slots} of {found.cpus_per_worker} CPU on {found.nodes} machine(s)"
+    print_fields(
+        [
+            ("server", f"{options.server}, version {found.server_version}"),
+            ("fleet", slots if found.fleet_attached else "none is attached"),
+            ("workers", len(found.workers)),
+            ("queue", f"{found.queue_depth} job(s)"),
+        ]
+    )
+    if found.workers:
+        rows = [(worker.worker_id, worker.job_id, worker.host, worker.num_cpus) for worker in found.workers]
+        print_table(("worker", "job", "host", "cpus"), rows)
+
+
+def health(options: argparse.Namespace) -> None:
+    """Ask for the server's health."""
+    with Client(options.server) as client:
+        serving = client.health()
+    if options.format == "json":
+        print_json({"server": options.server, "serving": serving})
+    else:
+        print(f"{options.server} is {'serving' if serving else 'not serving'}")
+    if not serving:
+        sys.exit(3)
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Predict from a CSV file."""
+    from lockstep.predicting import read_features
+
+    model = Model.load(options.model)
+    predicted = model.predict(read_features(model, options.data))
+    if options.format == "json":
+        print_json(predicted.tolist())
+        return
+    rows = predicted.reshape(len(predicted), -1)
+    header = "prediction" if rows.shape[1] == 1 else ",".join(f"prediction_{i}" for i in range(rows.shape[1]))
+    text = "\n".join([header, *(",".join(str(value) for value in row) for row in rows.tolist())]) + "\n"
+    if options.output is None:
+        sys.stdout.write(text)
+    else:
+        options.output.write_text(text)
+        print(f"{len(rows)} predictions in {options.output}")
+
+
+def validate(options: argparse.Namespace) -> None:
+    """Check a job file."""
+    values = _job_file(options)
+    try:
+        spec = read_spec(values, require_data=True)
+    except SpecError as error:
+        raise InvalidSpecError(error.violations) from None
+    if options.format == "json":
+        print_json(to_dict(spec))
+    else:
+        print(f"{options.file} is a valid job")
+
+
+def _job_file(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the content of the job file, with what --set changes."""
+    try:
+        values = load_file(options.file)
+        for assignment in options.set:
+            values = override(values, assignment)
+    except SpecError as error:
+        raise InvalidSpecError(error.violations) from None
+    return values
+
+
+def _beside(values: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Make the files that the job file names relative to where it lies."""
+    changed = dict(values)
+    for name, key in (("data", "upload"), ("validation", "upload"), ("initial_parameters", "model")):
+        table = changed.get(name)
+        if isinstance(table, dict) and isinstance(table.get(key), str):
+            changed[name] = table | {key: str(file.parent / Path(table[key]).expanduser())}
+    return changed
+
+
+def _follow(client: Client, job: Job, options: argparse.Namespace) -> None:
+    if options.format == "json":
+        for update in client.watch(job.id, timeout_s=options.timeout):
+            events = [event_fields(event) for event in update.events]
+            print_json({"job": job_fields(update.job), "events": events, "notice": update.notice})
+            job = update.job
+        if job.state is JobState.FAILED:
+            raise JobFailedError(job)
+        return
+    job.wait(progress=True, timeout_s=options.timeout)
+    print_status(job)
+
+
+def _row(job: Job) -> tuple[Any, ...]:
+    loss = "" if job.loss is None else f"{job.loss:.4g}"
+    phase = "" if job.phase == job.state else job.phase
+    return job.id[:SHORT_ID], job.name, job.state, f"{job.step}/{job.num_steps}", loss, job.num_workers, phase
+
+
+def _say(job: Job) -> None:
+    print(f"job {job.id} ({job.name}) is {job.state}: {job.phase}")

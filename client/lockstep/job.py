@@ -1,0 +1,224 @@
+"""A job as a client sees it: what the server said last, and what can be done with it."""
+
+import enum
+import tempfile
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lockstep.errors import JobFailedError
+from lockstep.history import History
+from lockstep.model import Model
+from lockstep_proto.v1 import job_pb2, numerics_pb2, service_pb2
+
+if TYPE_CHECKING:
+    from lockstep.client import Client
+
+Which = Literal["last", "best"]
+
+
+class JobState(enum.StrEnum):
+    """The life of a job."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will change any more."""
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.STOPPED)
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a job."""
+
+    sequence: int
+    time: datetime
+    severity: str
+    message: str
+
+
+class Job:
+    """One training run. Attributes are as of the last answer of the server; `refresh` asks again."""
+
+    def __init__(self, client: "Client", message: service_pb2.Job) -> None:
+        self._client = client
+        self._message = message
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits."""
+        return self._message.id
+
+    @property
+    def name(self) -> str:
+        """The name in its spec."""
+        return self._message.spec.name
+
+    @property
+    def spec(self) -> job_pb2.JobSpec:
+        """Its spec, with the defaults filled in."""
+        return self._message.spec
+
+    @property
+    def state(self) -> JobState:
+        """Where in its life it is."""
+        return JobState(service_pb2.JobState.Name(self._message.state).removeprefix("JOB_STATE_").lower())
+
+    @property
+    def phase(self) -> str:
+        """What it is doing, in words."""
+        return self._message.phase
+
+    @property
+    def message(self) -> str:
+        """Why it failed, or why it ended."""
+        return self._message.message
+
+    @property
+    def error_type(self) -> str:
+        """Why it failed: "data_invalid", "not_finite", ...; empty if it did not."""
+        name = service_pb2.ErrorType.Name(self._message.error_type).removeprefix("ERROR_TYPE_").lower()
+        return "" if name == "unspecified" else name
+
+    @property
+    def stop_reason(self) -> str:
+        """The rule that ended it: "epochs", "gradient_norm", ...; empty before."""
+        name = service_pb2.StopReason.Name(self._message.stop_reason).removeprefix("STOP_REASON_").lower()
+        return "" if name == "unspecified" else name
+
+    @property
+    def step(self) -> int:
+        """Steps done: the version of its parameters."""
+        return self._message.step
+
+    @property
+    def num_steps(self) -> int:
+        """Steps there will be; 0 until the data are loaded."""
+        return self._message.num_steps
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return self._message.epoch
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs there will be; 0 until the data are loaded."""
+        return self._message.num_epochs
+
+    @property
+    def loss(self) -> float | None:
+        """Training loss of the last step."""
+        return self._message.loss if self._message.HasField("loss") else None
+
+    @property
+    def validation_loss(self) -> float | None:
+        """Loss of the last evaluation."""
+        return self._message.validation_loss if self._message.HasField("validation_loss") else None
+
+    @property
+    def validation_accuracy(self) -> float | None:
+        """Accuracy of the last evaluation, for classifiers."""
+        return self._message.validation_accuracy if self._message.HasField("validation_accuracy") else None
+
+    @property
+    def rows_per_s(self) -> float:
+        """Rows a second, lately."""
+        return self._message.rows_per_s
+
+    @property
+    def num_workers(self) -> int:
+        """Workers that compute for it now."""
+        return self._message.num_workers
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds to its end at the present speed, where known."""
+        return self._message.remaining_s if self._message.HasField("remaining_s") else None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its parameters, in hexadecimal; empty until it has ended."""
+        return self._message.digest
+
+    @property
+    def reproducible(self) -> bool:
+        """Whether its result is a function of its spec and data alone."""
+        return self._message.reproducible
+
+    @property
+    def numerics(self) -> numerics_pb2.NumericsFingerprint:
+        """The numerics fingerprint of its workers."""
+        return self._message.numerics
+
+    @property
+    def server_numerics(self) -> numerics_pb2.NumericsFingerprint:
+        """The numerics fingerprint of the server that updated its parameters."""
+        return self._message.server_numerics
+
+    @property
+    def created(self) -> datetime:
+        """When it was submitted, in UTC."""
+        return self._message.created.ToDatetime()
+
+    @property
+    def history(self) -> History:
+        """The numbers recorded so far, by step and by epoch; asks the server."""
+        return self._client._history(self.id)
+
+    def refresh(self) -> "Job":
+        """Ask the server how the job stands now."""
+        self._message = self._client._get(self.id)
+        return self
+
+    def wait(self, *, progress: bool = False, timeout_s: float | None = None) -> "Job":
+        """Wait until the job has ended. A job that a person stopped has ended, too.
+
+        `progress` shows it while it trains. Ctrl-C ends the waiting, not the job. Raises JobFailedError with the
+        cause if it failed, and WaitTimeoutError after `timeout_s`. A server that goes away is dialled again.
+        """
+        from lockstep.progress import follow
+
+        follow(self, progress=progress, timeout_s=timeout_s)
+        if self.state is JobState.FAILED:
+            raise JobFailedError(self)
+        return self
+
+    def model(self, which: Which = "last") -> Model:
+        """Return its last model, or the one with the lowest validation loss ("best"). Raises NotFoundError."""
+        with tempfile.TemporaryDirectory() as directory:
+            return Model.load(self.download(Path(directory) / "model.safetensors", which=which))
+
+    def download(self, path: "str | Path", *, which: Which = "last") -> Path:
+        """Write its model to a safetensors file."""
+        return self._client._download(self.id, Path(path), which)
+
+    def stop(self) -> "Job":
+        """End it between two versions; it keeps its model."""
+        self._message = self._client.stop(self.id)._message
+        return self
+
+    def pause(self) -> "Job":
+        """Pause it between two versions; its workers are free for others."""
+        self._message = self._client.pause(self.id)._message
+        return self
+
+    def resume(self) -> "Job":
+        """Take it up again where it was paused."""
+        self._message = self._client.resume(self.id)._message
+        return self
+
+    def delete(self) -> int:
+        """Remove it with its files, stopping it first if it runs. Return the bytes given back."""
+        return self._client.delete(self.id)
+
+    def __repr__(self) -> str:
+        loss = "" if self.loss is None else f" loss={self.loss:.4g}"
+        return f"<Job {self.id} {self.name!r} {self.state} step {self.step}/{self.num_steps}{loss}>"
