@@ -93,7 +93,7 @@ class Model:
         from safetensors.numpy import save_file
 
         tensors: dict[str, Array] = {}
-        for l, (weights, biases) in enumerate(self._views, start=2):  # noqa: E741
+        for l, (weights, biases) in enumerate(self._views, start=2):
             # safetensors takes memory as it lies: an array that is not C-contiguous would be saved scrambled
             tensors |= {f"W{l}": np.ascontiguousarray(weights), f"b{l}": np.ascontiguousarray(biases)}
         spec = json_format.MessageToJson(self.spec, preserving_proto_field_name=True, indent=None)
@@ -137,7 +137,7 @@ class Model:
 def _flatten(tensors: dict[str, Array], layout: Layout, path: "str | Path") -> Array:
     flat = np.empty(layout.num_parameters, layout.dtype)
     pairs: Sequence[tuple[Array, Array]] = layout.views(flat)
-    for l, (weights, biases) in enumerate(pairs, start=2):  # noqa: E741
+    for l, (weights, biases) in enumerate(pairs, start=2):
         for name, view in ((f"W{l}", weights), (f"b{l}", biases)):
             if name not in tensors or tensors[name].shape != view.shape:
                 raise InvalidModelError(f"{path}: {name} must have shape {view.shape}")

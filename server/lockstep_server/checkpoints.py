@@ -85,7 +85,7 @@ def write_model(path: Path, spec: job_pb2.JobSpec, flat: Array) -> None:
     """Write a model: tensors W2, b2, W3, ... as in the text, the spec and the digest beside them. Raises OSError."""
     layout = Layout.from_spec(spec)
     tensors: dict[str, Array] = {}
-    for l, (weights, biases) in enumerate(layout.views(flat), start=2):  # noqa: E741
+    for l, (weights, biases) in enumerate(layout.views(flat), start=2):
         tensors |= {f"W{l}": weights, f"b{l}": biases}
     metadata = {
         "format": MODEL_FORMAT,
@@ -103,7 +103,7 @@ def read_model(path: Path, spec: job_pb2.JobSpec) -> Array:
     tensors, metadata = _read(path, MODEL_FORMAT)
     layout = Layout.from_spec(spec)
     flat = np.empty(layout.num_parameters, layout.dtype)
-    for l, (weights, biases) in enumerate(layout.views(flat), start=2):  # noqa: E741
+    for l, (weights, biases) in enumerate(layout.views(flat), start=2):
         for name, view in ((f"W{l}", weights), (f"b{l}", biases)):
             if name not in tensors or tensors[name].shape != view.shape or tensors[name].dtype != view.dtype:
                 found = f"{tensors[name].dtype} {tensors[name].shape}" if name in tensors else "nothing"

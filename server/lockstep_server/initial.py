@@ -22,7 +22,7 @@ def initial_parameters(spec: job_pb2.JobSpec) -> Array:
     """Return the flat vector of version 0 for a spec with an initializer."""
     layout = Layout.from_spec(spec)
     flat = np.zeros(layout.num_parameters, layout.dtype)
-    for l, (weights, _) in enumerate(layout.views(flat), start=2):  # noqa: E741  (the text's own name)
+    for l, (weights, _) in enumerate(layout.views(flat), start=2):
         random = np.random.Generator(np.random.Philox(np.random.SeedSequence([USE, spec.seed, l])))
         weights[...] = _draw(random, spec.initial_parameters.initializer, weights.shape)
     return flat
