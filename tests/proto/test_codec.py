@@ -3,6 +3,7 @@ import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
+
 from lockstep_proto import codec
 from lockstep_proto.codec import NodeChunk, ParameterChunk, Sums
 from lockstep_proto.v1 import training_pb2

@@ -3,6 +3,7 @@ import struct
 
 import numpy as np
 import pytest
+
 from lockstep_proto.layout import Chunking, Layout, clip_slices, digest
 
 F32 = np.dtype(np.float32)

@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from lockstep_proto import tree
 
 SHARDS = st.integers(1, 70)

@@ -1,0 +1,68 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lockstep_proto.layout import Layout, clip_slices
+from lockstep_server import norms, penalties
+
+BLOCK = norms.BLOCK
+SIZE = 3 * BLOCK + 1234
+VECTOR = np.random.default_rng(4).normal(size=SIZE).astype(np.float32)
+
+
+def chunks(blocks_of_chunk):
+    size = blocks_of_chunk * BLOCK
+    return [(lo, min(lo + size, SIZE)) for lo in range(0, SIZE, size)]
+
+
+def test_the_norm_is_close_to_the_exact_one():
+    exact = math.sqrt(math.fsum(float(v) ** 2 for v in VECTOR.tolist()))
+    assert norms.norm(norms.block_squares(VECTOR)) == pytest.approx(exact, rel=1e-13)
+
+
+@pytest.mark.parametrize("blocks_of_chunk", [1, 2, 3])
+def test_chunks_do_not_show_in_the_bits_of_a_norm(blocks_of_chunk):
+    parts = [norms.block_squares(VECTOR[lo:hi]) for lo, hi in chunks(blocks_of_chunk)]
+    joined = norms.norm(square for part in parts for square in part)
+    assert joined == norms.norm(norms.block_squares(VECTOR))
+
+
+def test_a_block_is_a_plain_float64_sum():
+    block = VECTOR[BLOCK : 2 * BLOCK].astype(np.float64)
+    assert norms.block_squares(VECTOR)[1] == float(np.add.reduce(block * block))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_shows(value):
+    vector = VECTOR.copy()
+    vector[2 * BLOCK + 5] = value
+    assert np.isfinite(norms.block_squares(vector)).tolist() == [True, True, False, True]
+
+
+def test_layer_norms_are_those_of_each_layer():
+    layout = Layout((3, 4, 2), np.dtype(np.float32))
+    flat = np.arange(layout.num_parameters, dtype=np.float32)
+    expected = [np.linalg.norm(flat[part].astype(float)) for part in layout.layer_slices]
+    assert norms.layer_norms(layout, flat) == pytest.approx(expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, SIZE), min_size=2, max_size=6, unique=True).map(sorted), st.integers(1, 3))
+def test_penalties_do_not_depend_on_the_chunks(cuts, blocks_of_chunk):
+    weights = [slice(a, b) for a, b in zip(cuts[::2], cuts[1::2], strict=False)]
+    values, gradient = [], np.zeros(SIZE, np.float32)
+    for lo, hi in chunks(blocks_of_chunk):
+        inside = clip_slices(weights, lo, hi)
+        values += penalties.block_values(VECTOR[lo:hi], inside, 0.3, 0.7)
+        penalties.add_gradient(gradient[lo:hi], VECTOR[lo:hi], inside, 0.3, 0.7)
+    assert values == penalties.block_values(VECTOR, weights, 0.3, 0.7)
+    mask = np.zeros(SIZE, bool)
+    for part in weights:
+        mask[part] = True
+    w = VECTOR.astype(np.float64)[mask]
+    assert sum(values) == pytest.approx(0.3 * np.abs(w).sum() + 0.35 * (w * w).sum())
+    np.testing.assert_allclose(gradient[mask], 0.3 * np.sign(w) + 0.7 * w, rtol=1e-5)
+    assert not gradient[~mask].any(), "biases are free"
