@@ -71,10 +71,12 @@ def test_rows_that_could_not_be_written_are_written_later_under_newer_ones(tmp_p
         journal.step("a", step_record(0, loss=1.0))
         journal.step("a", step_record(1, loss=1.0))
         store.error = full()
-        with pytest.raises(DiskFullError, match="the server's disk is full"):
-            await journal.flush()
+        flushing = asyncio.create_task(journal.flush())
+        await asyncio.sleep(0)  # it has taken its rows to the writer
         journal.job(row(service_pb2.JOB_STATE_PAUSED))
         journal.step("a", step_record(1, loss=2.0))
+        with pytest.raises(DiskFullError, match="the server's disk is full"):
+            await flushing
         store.error = None
         await journal.flush()
         assert [stored.job.state for stored in store.jobs()] == [service_pb2.JOB_STATE_PAUSED]

@@ -1,11 +1,14 @@
 """Who runs, with how many workers, and for how long a job waits for them."""
 
 import asyncio
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lockstep_proto.v1 import service_pb2, training_pb2
+from lockstep_server import checkpoints
 from lockstep_server.errors import (
     NoModelError,
 )
@@ -33,6 +36,29 @@ def test_the_next_job_gets_the_workers_above_the_minimum(tmp_path: Path) -> None
         assert server.jobs.get(fourth).phase == "queued behind 1 job"
         await server.jobs.stop(second)
         assert server.orders() == {first: 1, third: 2, fourth: 1}
+
+    play(tmp_path, scene)
+
+
+def test_a_job_that_is_being_saved_needs_no_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_write = threading.Event()
+    write = checkpoints.write_model
+
+    def wait(*arguments: Any) -> None:
+        may_write.wait()
+        write(*arguments)
+
+    monkeypatch.setattr(checkpoints, "write_model", wait)
+
+    async def scene(server: Bench) -> None:
+        server.fleet(1)
+        first = await server.submit()
+        (await server.load(first)).end(State.JOB_STATE_SUCCEEDED)
+        second = await server.submit()
+        orders = server.orders()
+        may_write.set()
+        assert orders == {second: 1}
+        await server.state(first, State.JOB_STATE_SUCCEEDED)
 
     play(tmp_path, scene)
 
@@ -114,13 +140,14 @@ def test_a_fleet_gets_its_orders_once_it_has_told_its_resources(tmp_path: Path) 
         assert older is not None
         orders = server.scheduler.fleet.attach().orders()
         next_orders = asyncio.ensure_future(anext(aiter(orders)))
+        await server.submit()
         await turn()
         assert not next_orders.done()  # else it would end workers that it still has
-        server.scheduler.resources(training_pb2.FleetResources(worker_slots=3))
-        assert [(order.job_id, order.num_workers) for order in (await next_orders).jobs] == [(job_id, 3)]
+        server.scheduler.resources(training_pb2.FleetResources(worker_slots=1))
+        assert [(order.job_id, order.num_workers) for order in (await next_orders).jobs] == [(job_id, 1)]
         assert older.replaced
         server.scheduler.detached(older)  # late, and of no consequence
-        assert server.scheduler.fleet.worker_slots == 3
+        assert server.scheduler.fleet.worker_slots == 1
 
     play(tmp_path, scene)
 

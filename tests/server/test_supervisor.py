@@ -226,13 +226,16 @@ def test_a_job_without_a_checkpoint_begins_again(tmp_path: Path) -> None:
         server.open()
         server.fleet(1)
         job_id = await server.submit()
-        (await server.load(job_id)).train(6)
+        run = await server.load(job_id)
+        run.join("w1")
+        run.train(6)
         await server.journal.close()  # killed: no checkpoint
         server.open()
         run = await server.running(job_id)
         assert run.start is None
         assert run.arguments["initial"] is None
         assert run.arguments["attempt"] == 2
+        assert run.arguments["numerics"] == FINGERPRINT  # held to those of its first worker
         await server.close()
 
     asyncio.run(life())
@@ -284,6 +287,17 @@ def test_checkpoints_are_written_by_the_clock_and_only_of_new_versions(tmp_path:
         assert (directory / "000000000001.safetensors").stat().st_mtime_ns == written
         ((_, told, _, num_bytes),) = [call for call in server.metrics.calls if call[0] == "checkpoint"]
         assert (told, num_bytes) == (job_id, (directory / "000000000001.safetensors").stat().st_size)
+
+    play(tmp_path, scene)
+
+
+def test_the_history_of_a_checkpoints_steps_is_on_disk_before_it(tmp_path: Path) -> None:
+    async def scene(server: Bench) -> None:
+        server.fleet(1)
+        job_id = await server.submit()
+        (await server.load(job_id)).train(3)
+        await server.scheduler.write_checkpoints()
+        assert list(server.journal._store.history(job_id).steps.step) == [0, 1, 2]
 
     play(tmp_path, scene)
 
