@@ -190,6 +190,10 @@ class JobRun:
         """End this attempt between two versions; a later one goes on from there."""
         self._carry(self.training.halt(Outcome(service_pb2.JOB_STATE_PAUSED, message="paused"), self._clock()))
 
+    def end(self, outcome: Outcome) -> None:
+        """End at once, at the present version."""
+        self._carry(self.training.abandon(outcome))
+
     def close(self) -> None:
         """Stop looking at the time: nothing follows."""
         self._ticking.cancel()
@@ -234,7 +238,10 @@ class JobRun:
                     self._carry(self.training.worker_leaving(worker_id, self._clock()))
                     return
                 case "failure":
-                    self._carry(self.training.fail(message.failure.error_type, message.failure.message))
+                    failure = message.failure
+                    self.end(
+                        Outcome(service_pb2.JOB_STATE_FAILED, error_type=failure.error_type, message=failure.message)
+                    )
                 case _:
                     self.training.heard(worker_id, self._clock())
 
@@ -269,6 +276,7 @@ class JobRun:
             await asyncio.sleep(self._lease_s / TICKS_PER_LEASE)
             self._speed.look(self._clock())
             self._carry(self.training.tick(self._clock()))
+            self._measure()
             self._listener.changed()
 
     def _carry(self, effects: list[Effect]) -> None:
@@ -281,7 +289,6 @@ class JobRun:
                 case EpochDone(record):
                     self._epoch_done(record)
                 case Notice(severity, message):
-                    logger.info(message, extra={"job": self.job_id})
                     self._listener.event(severity, message)
                 case Forget(worker_id):
                     self._outboxes[worker_id].clear()
@@ -290,6 +297,7 @@ class JobRun:
                         self._outboxes[worker_id].close(_goodbye(reason, refused=refused))
                 case Ended(outcome):
                     self.close()
+                    self._measure()
                     self._listener.ended(outcome)
 
     def _send(self, effect: Send) -> None:
@@ -321,16 +329,21 @@ class JobRun:
         layout = Layout.from_spec(self.spec)
         weight_norms = norms.layer_norms(layout, training.update.parameters())
         self._metrics.norms(self.job_id, training.update.layer_norms, weight_norms)
-        self._metrics.epoch(self.job_id, record.epoch, record.loss, record.validation_loss)
-        self._metrics.duplicates(self.job_id, training.num_duplicates - self._counted_duplicates)
-        self._metrics.reassigned(self.job_id, training.num_reassigned - self._counted_reassigned)
-        self._counted_duplicates, self._counted_reassigned = training.num_duplicates, training.num_reassigned
+        self._metrics.epoch(self.job_id, record)
         self._listener.epoch(record)
 
     def _workers_changed(self) -> None:
-        computing = sum(1 for worker in self.training.workers.values() if worker.ranges)
-        self._metrics.workers(self.job_id, {"computing": computing, "idle": len(self._infos) - computing})
+        self._measure()
         self._listener.changed()
+
+    def _measure(self) -> None:
+        """Tell the metrics what is not worth telling at every step."""
+        training = self.training
+        computing = sum(1 for worker in training.workers.values() if worker.ranges)
+        self._metrics.workers(self.job_id, {"computing": computing, "idle": len(self._infos) - computing})
+        self._metrics.duplicates(self.job_id, training.num_duplicates - self._counted_duplicates)
+        self._metrics.reassigned(self.job_id, training.num_reassigned - self._counted_reassigned)
+        self._counted_duplicates, self._counted_reassigned = training.num_duplicates, training.num_reassigned
 
 
 def _version_0(spec: job_pb2.JobSpec, initial: Array | None) -> Checkpoint:

@@ -102,7 +102,7 @@ class Supervisor:
         if not self._outcome.done():
             self._outcome.set_result(outcome)
             if self.run is not None:
-                self.run.stop()  # lets go of its workers; what it says of it is not heard any more
+                self.run.end(outcome)  # lets go of its workers
 
     def end_now(self) -> None:
         """Stop without waiting for the version under way."""

@@ -188,6 +188,7 @@ class Training:
             return effects + self._advance(now)
         if self._round.orphans:
             worker.ranges, self._round.orphans = self._round.orphans, []
+            self.num_reassigned += sum(hi - lo for lo, hi in worker.ranges)
             self._waiting_since_s = None
         return effects + self._sync(worker) + [self._work([worker_id], worker.ranges)] + self._made_so_far(worker)
 
@@ -267,9 +268,9 @@ class Training:
         self._halt = outcome
         return self._advance(now) if self._round is None or self._waiting_since_s is not None else []
 
-    def fail(self, error_type: service_pb2.ErrorType.ValueType, message: str) -> list[Effect]:
-        """End at once, because of an error that no other worker can mend."""
-        return [] if self.ended else self._fail(error_type, message)
+    def abandon(self, outcome: Outcome) -> list[Effect]:
+        """End at once, at the present version; what has arrived of the next is dropped."""
+        return [] if self.ended else self._end(outcome)
 
     # Between two versions.
 
@@ -319,8 +320,7 @@ class Training:
         return [*goodbyes, Ended(outcome)]
 
     def _fail(self, error_type: service_pb2.ErrorType.ValueType, message: str) -> list[Effect]:
-        outcome = Outcome(service_pb2.JOB_STATE_FAILED, error_type=error_type, message=message)
-        return [Notice(service_pb2.SEVERITY_ERROR, message), *self._end(outcome)]
+        return self._end(Outcome(service_pb2.JOB_STATE_FAILED, error_type=error_type, message=message))
 
     # Within a round.
 

@@ -2,6 +2,7 @@ import itertools
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from lockstep_proto.tree import top_nodes
 from lockstep_server.assignment import assign, deal
 

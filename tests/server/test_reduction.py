@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from lockstep_proto import tree
 from lockstep_proto.codec import Sums
 from lockstep_server.reduction import DuplicateValueError, NotANodeError, Reduction

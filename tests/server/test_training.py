@@ -2,14 +2,14 @@ import math
 
 import numpy as np
 import pytest
-from lockstep_server.records import Outcome
-from lockstep_server.training import Dismiss, Ended, Notice, Send
 
 from lockstep_proto import codec
 from lockstep_proto.codec import NodeChunk, Sums
 from lockstep_proto.defaults import complete
 from lockstep_proto.spec import read_spec
-from lockstep_proto.v1 import job_pb2, service_pb2, training_pb2
+from lockstep_proto.v1 import service_pb2, training_pb2
+from lockstep_server.records import Outcome
+from lockstep_server.training import Dismiss, Ended, Send
 from tests.one_thread import OneThreadCluster
 
 RNG = np.random.default_rng(3)
@@ -271,12 +271,13 @@ def test_events_after_the_end_have_no_effect():
     made = trained()
     assert made.training.worker_lost("w0", "late", 99.0) == []
     assert made.training.halt(Outcome(service_pb2.JOB_STATE_STOPPED), 99.0) == []
-    assert made.training.fail(service_pb2.ERROR_TYPE_INTERNAL, "late") == []
+    assert made.training.abandon(Outcome(service_pb2.JOB_STATE_FAILED)) == []
 
 
-def test_a_failure_of_the_computation_ends_the_job():
+def test_a_job_can_be_ended_at_once_at_its_present_version():
     made = cluster()
     made.join("a")
-    effects = made.training.fail(service_pb2.ERROR_TYPE_INTERNAL, "a worker cannot compute")
-    assert [type(effect) for effect in effects] == [Notice, Dismiss, Ended]
+    effects = made.training.abandon(Outcome(service_pb2.JOB_STATE_FAILED, message="a worker cannot compute"))
+    assert [type(effect) for effect in effects] == [Dismiss, Ended]
     assert effects[-1].outcome.message == "a worker cannot compute"
+    assert made.training.version == 0

@@ -15,14 +15,23 @@ REDIAL_S = 0.5
 
 
 class FleetLink:
-    """Calls `connected` at every new stream and `ordered` with every message of it, from a thread of its own."""
+    """Calls `connected` at every new stream and `ordered` with every message of it, from a thread of its own.
+
+    When another fleet attaches to the server it calls `replaced`, and dials no more.
+    """
 
     def __init__(
-        self, server: str, connected: Callable[[], None], ordered: Callable[[training_pb2.FleetOrders], None]
+        self,
+        server: str,
+        *,
+        connected: Callable[[], None],
+        ordered: Callable[[training_pb2.FleetOrders], None],
+        replaced: Callable[[], None],
     ) -> None:
         self._server = server
         self._connected = connected
         self._ordered = ordered
+        self._replaced = replaced
         self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._closing = threading.Event()
         threading.Thread(target=self._run, name="fleet-link", daemon=True).start()
@@ -42,8 +51,12 @@ class FleetLink:
                 try:
                     grpc.channel_ready_future(channel).result(timeout=channels.KEEPALIVE_MS / 1000)
                     self._stream(channel)
-                except (grpc.RpcError, grpc.FutureTimeoutError):
-                    pass
+                except grpc.FutureTimeoutError:
+                    continue
+                except grpc.RpcError as error:
+                    if error.code() is grpc.StatusCode.ABORTED:  # another fleet has this one's place
+                        self._replaced()
+                        return
             self._closing.wait(REDIAL_S)
 
     def _stream(self, channel: grpc.Channel) -> None:

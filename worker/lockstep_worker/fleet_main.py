@@ -42,10 +42,16 @@ class FleetDriver:
         self._data_roots = tuple(os.path.abspath(root) for root in data_roots)
         self._fleet = Fleet(secrets.token_hex(3))
         self._events: queue.SimpleQueue[Callable[[], list[Effect]] | None] = queue.SimpleQueue()
+        self.problem = ""
         self._actors: dict[str, Any] = {}
         self._shards: dict[str, tuple[list[Any], list[Any]]] = {}
         self._look()  # so that the first thing the server hears is right
-        self._link = FleetLink(server, lambda: self._put(self._fleet.connected), self._orders)
+        self._link = FleetLink(
+            server,
+            connected=lambda: self._put(self._fleet.connected),
+            ordered=self._orders,
+            replaced=lambda: self.stop("another fleet has attached to the server"),
+        )
 
     def run(self) -> None:
         """Work until `stop`. Raises what Ray raises when it is gone."""
@@ -65,8 +71,9 @@ class FleetDriver:
         for actor in self._actors.values():
             ray.kill(actor)
 
-    def stop(self) -> None:
-        """Have `run` end."""
+    def stop(self, problem: str = "") -> None:
+        """Have `run` end, in order or because of a problem."""
+        self.problem = problem
         self._events.put(None)
 
     def _put(self, event: Callable[[], list[Effect]]) -> None:
@@ -179,6 +186,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         sys.exit(f"lockstep-fleet: the Ray cluster is gone: {str(error).strip().splitlines()[0]}")
     ray.shutdown()
+    if driver.problem:
+        sys.exit(f"lockstep-fleet: {driver.problem}")
 
 
 def _start_ray(options: argparse.Namespace) -> None:
