@@ -1,5 +1,6 @@
 """Measures every call, once, at its end."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -33,30 +34,34 @@ class RpcMetrics(grpc.aio.ServerInterceptor):
 
     def _wrap(self, behaviour: Any, method: str) -> Any:
         async def call(request: Any, context: Any) -> Any:
-            started = self._clock()
-            failed = True
+            started_s = self._clock()
+            code = grpc.StatusCode.UNKNOWN.name
             try:
-                result = behaviour(request, context)
-                if isinstance(result, AsyncIterator):
-                    async for response in result:
-                        await context.write(response)
-                    result = None
-                else:
-                    result = await result
-                failed = False
-                return result
+                response = await _answer(behaviour, request, context)
+                code = _code_of(context) or grpc.StatusCode.OK.name
+                return response
+            except asyncio.CancelledError:  # by the client, its deadline, or the end of its connection
+                code = grpc.StatusCode.CANCELLED.name
+                raise
+            except Exception:
+                code = _code_of(context) or code
+                raise
             finally:
-                self._metrics.rpc(method, _code(context, failed=failed), self._clock() - started)
+                self._metrics.rpc(method, code, self._clock() - started_s)
 
         return call
 
 
-def _code(context: Any, *, failed: bool) -> str:
-    if context.cancelled():
-        return "CANCELLED"
+async def _answer(behaviour: Any, request: Any, context: Any) -> Any:
+    answer = behaviour(request, context)
+    if not isinstance(answer, AsyncIterator):
+        return await answer
+    async for response in answer:
+        await context.write(response)
+    return None
+
+
+def _code_of(context: Any) -> str | None:
+    """Return the name of the code that a handler has set, by hand or by abort; None if it has set none."""
     code = context.code()
-    if isinstance(code, int):
-        code = next(known for known in grpc.StatusCode if known.value[0] == code)
-    if code is None or code is grpc.StatusCode.OK:
-        return "UNKNOWN" if failed else "OK"
-    return str(code.name)
+    return next((known.name for known in grpc.StatusCode if code and code in (known, known.value[0])), None)
