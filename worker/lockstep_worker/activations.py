@@ -1,7 +1,9 @@
 """The activations σ^l, and their derivatives.
 
-`forward` turns m into z = σ(m) of the same shape. `backward` turns ∂Q/∂z into δ = ∂Q/∂m = ∂Q/∂z ⊙ σ'(m), in place, from
-m and z. All are safe for m of any size. `in_place` says that σ' needs z alone, so that z may take the place of m.
+All arrays have shape (N, n_l). `forward` turns m into z = σ(m). `backward` turns d from ∂Q/∂z into δ = ∂Q/∂m, in
+place: d ⊙ σ'(m), and Jᵀ d for softmax. All are safe for m of any size. Nothing of that shape is allocated: t is
+scratch, and backward may use up m and z as well, which nobody needs afterwards. `in_place` says that σ' needs z alone,
+so that z may lie where m was.
 """
 
 import math
@@ -16,122 +18,186 @@ from lockstep_proto.v1 import job_pb2
 
 Array = npt.NDArray[Any]
 LEAKY_SLOPE = 0.01  # of Maas et al.
-_GELU_A = math.sqrt(2.0 / math.pi)
-_GELU_B = 0.044715  # of Hendrycks and Gimpel
+GELU_A = math.sqrt(2.0 / math.pi)
+GELU_B = 0.044715  # of Hendrycks and Gimpel
+GELU_FLAT = 10.0  # from here on the tanh in gelu is ±1 in float64 too; m³ would overflow
 
 
 @dataclass(frozen=True)
 class Activation:
     """σ and its derivative; see the module."""
 
-    forward: Callable[[Array, Array], None]  # m, z
-    backward: Callable[[Array, Array, Array], None]  # ∂Q/∂z and, afterwards, δ; m; z
+    forward: Callable[[Array, Array, Array], None]  # m, z, t
+    backward: Callable[[Array, Array, Array, Array], None]  # d, m, z, t
     in_place: bool = True
 
 
-def stable_sigmoid(m: Array, out: Array) -> None:
-    """1 / (1 + e^−m), as e / (1 + e) with e = e^−|m| where m < 0: e never overflows."""
-    e = np.exp(-np.abs(m))
-    numerator = np.where(m >= 0, m.dtype.type(1), e)
-    np.divide(numerator, 1 + e, out=out)
+def sigmoid(m: Array, z: Array, t: Array) -> None:
+    """σ(m) = 1 / (1 + e^−m), as e^min(m, 0) / (1 + e^−|m|): no power overflows. σ' = σ (1 − σ). Feng (2018)."""
+    np.abs(m, out=t)
+    np.negative(t, out=t)
+    np.exp(t, out=t)
+    t += 1
+    np.minimum(m, 0, out=z)
+    np.exp(z, out=z)
+    z /= t
 
 
-def _sigmoid_backward(d: Array, m: Array, z: Array) -> None:
-    d *= z * (1 - z)
+def _sigmoid_backward(d: Array, m: Array, z: Array, t: Array) -> None:
+    np.subtract(1, z, out=t)
+    t *= z
+    d *= t
 
 
-def _tanh(m: Array, z: Array) -> None:
+def _tanh(m: Array, z: Array, t: Array) -> None:
+    """σ(m) = tanh m; σ' = 1 − σ². LeCun et al., "Efficient BackProp" (1998)."""
     np.tanh(m, out=z)
 
 
-def _tanh_backward(d: Array, m: Array, z: Array) -> None:
-    d *= 1 - z * z
+def _tanh_backward(d: Array, m: Array, z: Array, t: Array) -> None:
+    np.multiply(z, z, out=t)
+    np.subtract(1, t, out=t)
+    d *= t
 
 
-def _relu(m: Array, z: Array) -> None:
+def _relu(m: Array, z: Array, t: Array) -> None:
+    """σ(m) = max(m, 0); σ' = 1 for m > 0, else 0. Nair and Hinton (2010)."""
     np.maximum(m, 0, out=z)
 
 
-def _relu_backward(d: Array, m: Array, z: Array) -> None:
-    d *= z > 0
+def _relu_backward(d: Array, m: Array, z: Array, t: Array) -> None:
+    np.greater(z, 0, out=t)
+    d *= t
 
 
-def _leaky_relu(m: Array, z: Array) -> None:
-    np.multiply(m, np.where(m > 0, m.dtype.type(1), m.dtype.type(LEAKY_SLOPE)), out=z)
+def _leaky_relu(m: Array, z: Array, t: Array) -> None:
+    """σ(m) = max(m, 0.01 m); σ' = 1 for m > 0, else 0.01. Maas, Hannun and Ng (2013)."""
+    np.multiply(m, LEAKY_SLOPE, out=t)
+    np.maximum(m, t, out=z)
 
 
-def _leaky_relu_backward(d: Array, m: Array, z: Array) -> None:
-    d *= np.where(z > 0, z.dtype.type(1), z.dtype.type(LEAKY_SLOPE))
+def _leaky_relu_backward(d: Array, m: Array, z: Array, t: Array) -> None:
+    np.greater(z, 0, out=t)
+    np.maximum(t, LEAKY_SLOPE, out=t)
+    d *= t
 
 
-def _elu(m: Array, z: Array) -> None:
-    np.copyto(z, np.where(m > 0, m, np.expm1(np.minimum(m, 0))))
+def _elu(m: Array, z: Array, t: Array) -> None:
+    """σ(m) = max(m, 0) + e^min(m, 0) − 1; σ' = min(σ, 0) + 1. Clevert, Unterthiner and Hochreiter (2016), α = 1."""
+    np.minimum(m, 0, out=t)
+    np.expm1(t, out=t)
+    np.maximum(m, 0, out=z)
+    z += t
 
 
-def _elu_backward(d: Array, m: Array, z: Array) -> None:
-    d *= np.where(z > 0, z.dtype.type(1), z + 1)
+def _elu_backward(d: Array, m: Array, z: Array, t: Array) -> None:
+    np.minimum(z, 0, out=t)
+    t += 1
+    d *= t
 
 
-def _gelu_inner(m: Array) -> Array:
-    inner: Array = np.tanh(_GELU_A * (m + _GELU_B * (m * m * m)))
-    return inner
+def _gelu(m: Array, z: Array, t: Array) -> None:
+    """σ(m) = m ½ (1 + h) with h = tanh(a (c + b c³)) and c = m clipped to ±10, where h is flat already.
+
+    σ' = ½ (1 + h) + ½ c (1 − h²) a (1 + 3 b c²). a = √(2/π), b = 0.044715. Hendrycks and Gimpel (2016), the tanh form.
+    """
+    np.clip(m, -GELU_FLAT, GELU_FLAT, out=z)  # c
+    _gelu_tanh(z, t)  # h
+    t += 1
+    t *= 0.5
+    np.multiply(m, t, out=z)
 
 
-def _gelu(m: Array, z: Array) -> None:
-    np.multiply(0.5 * m, 1 + _gelu_inner(m), out=z)
+def _gelu_tanh(c: Array, h: Array) -> None:
+    np.multiply(c, c, out=h)
+    h *= GELU_B
+    h += 1
+    h *= c
+    h *= GELU_A
+    np.tanh(h, out=h)
 
 
-def _gelu_backward(d: Array, m: Array, z: Array) -> None:
-    t = _gelu_inner(m)
-    d *= 0.5 * (1 + t) + 0.5 * m * (1 - t * t) * (_GELU_A * (1 + 3 * _GELU_B * (m * m)))
+def _gelu_backward(d: Array, m: Array, z: Array, t: Array) -> None:
+    np.clip(m, -GELU_FLAT, GELU_FLAT, out=m)  # c
+    _gelu_tanh(m, t)  # h
+    np.multiply(m, m, out=z)
+    z *= 3 * GELU_B
+    z += 1
+    z *= GELU_A
+    z *= m  # c a (1 + 3 b c²)
+    np.multiply(t, t, out=m)
+    np.subtract(1, m, out=m)
+    z *= m  # c a (1 + 3 b c²) (1 − h²)
+    z += t
+    z += 1
+    z *= 0.5
+    d *= z
 
 
-def _silu(m: Array, z: Array) -> None:
-    s = np.empty_like(m)
-    stable_sigmoid(m, s)
-    np.multiply(m, s, out=z)
+def _silu(m: Array, z: Array, t: Array) -> None:
+    """σ(m) = m s with s = sigmoid m; σ' = s (1 + m (1 − s)). Elfwing, Uchibe and Doya (2018)."""
+    sigmoid(m, z, t)
+    z *= m
 
 
-def _silu_backward(d: Array, m: Array, z: Array) -> None:
-    s = np.empty_like(m)
-    stable_sigmoid(m, s)
-    d *= s * (1 + m * (1 - s))
+def _silu_backward(d: Array, m: Array, z: Array, t: Array) -> None:
+    sigmoid(m, z, t)  # s
+    np.subtract(1, z, out=t)
+    t *= m
+    t += 1
+    t *= z
+    d *= t
 
 
-def _softplus(m: Array, z: Array) -> None:
-    np.add(np.maximum(m, 0), np.log1p(np.exp(-np.abs(m))), out=z)
+def _softplus(m: Array, z: Array, t: Array) -> None:
+    """σ(m) = log(1 + e^m), as max(m, 0) + log(1 + e^−|m|); σ' = sigmoid m. Dugas et al. (2001)."""
+    log1p_exp_abs(m, t)
+    np.maximum(m, 0, out=z)
+    z += t
 
 
-def _softplus_backward(d: Array, m: Array, z: Array) -> None:
-    s = np.empty_like(m)
-    stable_sigmoid(m, s)
-    d *= s
+def log1p_exp_abs(m: Array, out: Array) -> None:
+    """log(1 + e^−|m|), what softplus has above max(m, 0)."""
+    np.abs(m, out=out)
+    np.negative(out, out=out)
+    np.exp(out, out=out)
+    np.log1p(out, out=out)
 
 
-def _identity(m: Array, z: Array) -> None:
+def _softplus_backward(d: Array, m: Array, z: Array, t: Array) -> None:
+    sigmoid(m, z, t)
+    d *= z
+
+
+def _identity(m: Array, z: Array, t: Array) -> None:
+    """σ(m) = m; σ' = 1."""
     if z is not m:
         np.copyto(z, m)
 
 
-def _identity_backward(d: Array, m: Array, z: Array) -> None:
+def _identity_backward(d: Array, m: Array, z: Array, t: Array) -> None:
     pass
 
 
-def softmax(m: Array, z: Array) -> None:
-    """e^m_j / Σ_k e^m_k of each row, with the row's maximum taken off first."""
-    np.subtract(m, m.max(axis=1, keepdims=True), out=z)
+def _softmax(m: Array, z: Array, t: Array) -> None:
+    """σ(m)_j = e^m_j / Σ_k e^m_k, with the row's maximum taken off m first.
+
+    Its Jacobian J_jk = z_j (1[j=k] − z_k) is symmetric: Jᵀ d = z ⊙ (d − Σ_k d_k z_k). Bridle, "Probabilistic
+    interpretation of feedforward classification network outputs" (1990).
+    """
+    np.subtract(m, m.max(axis=1, keepdims=True), out=z)  # (N, n_L) − (N, 1)
     np.exp(z, out=z)
-    np.divide(z, np.add.reduce(z, axis=1, keepdims=True), out=z)
+    z /= np.add.reduce(z, axis=1, keepdims=True)
 
 
-def _softmax_backward(d: Array, m: Array, z: Array) -> None:
-    """δ = Jᵀ d with J_jk = z_j (1[j=k] − z_k): z ⊙ (d − Σ_k d_k z_k)."""
-    d -= np.add.reduce(d * z, axis=1, keepdims=True)
+def _softmax_backward(d: Array, m: Array, z: Array, t: Array) -> None:
+    np.multiply(d, z, out=t)
+    d -= np.add.reduce(t, axis=1, keepdims=True)  # (N, n_L) − (N, 1)
     d *= z
 
 
 ACTIVATIONS: dict[int, Activation] = {
-    job_pb2.ACTIVATION_SIGMOID: Activation(stable_sigmoid, _sigmoid_backward),
+    job_pb2.ACTIVATION_SIGMOID: Activation(sigmoid, _sigmoid_backward),
     job_pb2.ACTIVATION_TANH: Activation(_tanh, _tanh_backward),
     job_pb2.ACTIVATION_RELU: Activation(_relu, _relu_backward),
     job_pb2.ACTIVATION_LEAKY_RELU: Activation(_leaky_relu, _leaky_relu_backward),
@@ -140,5 +206,5 @@ ACTIVATIONS: dict[int, Activation] = {
     job_pb2.ACTIVATION_SILU: Activation(_silu, _silu_backward, in_place=False),
     job_pb2.ACTIVATION_SOFTPLUS: Activation(_softplus, _softplus_backward, in_place=False),
     job_pb2.ACTIVATION_IDENTITY: Activation(_identity, _identity_backward),
-    job_pb2.ACTIVATION_SOFTMAX: Activation(softmax, _softmax_backward),
+    job_pb2.ACTIVATION_SOFTMAX: Activation(_softmax, _softmax_backward),
 }

@@ -1,7 +1,8 @@
 """The losses Q of one row, and their gradients; r = ŷ − y.
 
 Each gives q, shape (N,), one value a row, and fills d, shape (N, n_L), with ∂Q/∂ŷ; the fused ones go through the last
-activation as well and fill d with δ^L. The sums over rows, and the one division by their weight, are made elsewhere.
+activation as well: they take the net input m and fill z with ŷ = σ(m) and d with δ^L. t, shape (N, n_L), is scratch.
+The sums over rows, and the one division by their weight, are made elsewhere.
 """
 
 from collections.abc import Callable
@@ -12,75 +13,91 @@ import numpy as np
 import numpy.typing as npt
 
 from lockstep_proto.v1 import job_pb2
-from lockstep_worker.activations import stable_sigmoid
+from lockstep_worker.activations import log1p_exp_abs, sigmoid
 
 Array = npt.NDArray[Any]
+Rows = Callable[[Array, Array, Array, Array, Array], Array]
 
 
 @dataclass(frozen=True)
 class Loss:
-    """`rows(m, z, y, d)` gives q and fills d. A fused loss also fills z = σ(m), and d with δ^L."""
+    """`rows(m, z, y, d, t)` gives q and fills d; see the module."""
 
-    rows: Callable[[Array, Array, Array, Array], Array]
+    rows: Rows
     fused: bool = False
 
 
-def _norm(m: Array, z: Array, y: Array, d: Array) -> Array:
-    """‖r‖, the source text's own Q (its (2)); gradient r / ‖r‖, and 0 at r = 0, where there is none."""
-    np.subtract(z, y, out=d)
-    q: Array = np.sqrt(np.add.reduce(d * d, axis=1))
-    np.divide(d, np.where(q > 0, q, 1)[:, None], out=d)
+def _norm(m: Array, z: Array, y: Array, d: Array, t: Array) -> Array:
+    """Q = ‖r‖, the source text's own (its (2)); gradient r / ‖r‖, and 0 at r = 0, where Q has none."""
+    np.subtract(z, y, out=d)  # r
+    np.multiply(d, d, out=t)
+    q: Array = np.sqrt(np.add.reduce(t, axis=1))
+    d /= np.where(q > 0, q, 1)[:, None]  # (N, n_L) / (N, 1)
     return q
 
 
-def _squared_error(m: Array, z: Array, y: Array, d: Array) -> Array:
-    """½ ‖r‖²; gradient r."""
-    np.subtract(z, y, out=d)
-    q: Array = 0.5 * np.add.reduce(d * d, axis=1)
+def _squared_error(m: Array, z: Array, y: Array, d: Array, t: Array) -> Array:
+    """Q = ½ ‖r‖²; gradient r."""
+    np.subtract(z, y, out=d)  # r
+    np.multiply(d, d, out=t)
+    q: Array = 0.5 * np.add.reduce(t, axis=1)
     return q
 
 
-def _absolute_error(m: Array, z: Array, y: Array, d: Array) -> Array:
-    """Σ |r_j|; gradient sign r."""
-    np.subtract(z, y, out=d)
-    q: Array = np.add.reduce(np.abs(d), axis=1)
+def _absolute_error(m: Array, z: Array, y: Array, d: Array, t: Array) -> Array:
+    """Q = Σ |r_j|; gradient sign r, 0 where r_j = 0."""
+    np.subtract(z, y, out=d)  # r
+    np.abs(d, out=t)
+    q: Array = np.add.reduce(t, axis=1)
     np.sign(d, out=d)
     return q
 
 
-def _huber(delta: float) -> Callable[[Array, Array, Array, Array], Array]:
-    """Σ of ½ r_j² where |r_j| <= δ, else δ (|r_j| − δ/2); gradient r_j clipped to ±δ. Huber (1964)."""
+def _huber(delta: float) -> Rows:
+    """Q = Σ of ½ r_j² where |r_j| <= δ, else δ (|r_j| − δ/2); gradient c, which is r clipped to ±δ. Huber (1964).
 
-    def rows(m: Array, z: Array, y: Array, d: Array) -> Array:
-        np.subtract(z, y, out=d)
-        c = np.clip(d, -delta, delta)
-        q: Array = np.add.reduce(c * (d - 0.5 * c), axis=1)
-        np.copyto(d, c)
+    In one form: Q = Σ c_j (r_j − c_j / 2).
+    """
+
+    def rows(m: Array, z: Array, y: Array, d: Array, t: Array) -> Array:
+        np.subtract(z, y, out=d)  # r
+        np.clip(d, -delta, delta, out=t)  # c
+        t *= 0.5  # h = c / 2, exactly, so that Q = 2 Σ h (r − h) needs no more room
+        d -= t
+        d *= t
+        q: Array = 2 * np.add.reduce(d, axis=1)
+        np.add(t, t, out=d)
         return q
 
     return rows
 
 
-def _cross_entropy(m: Array, z: Array, y: Array, d: Array) -> Array:
-    """−Σ y_j log ŷ_j with ŷ = softmax m, as Σ y_j (log Σ e^m − m_j); δ = ŷ − y where Σ y_j = 1.
+def _cross_entropy(m: Array, z: Array, y: Array, d: Array, t: Array) -> Array:
+    """Q = −Σ y_j log ŷ_j with ŷ = softmax m, as Σ y_j (log Σ_k e^m_k − m_j). Bridle (1990).
 
-    Bridle, "Probabilistic interpretation of feedforward classification network outputs" (1990).
+    δ = ŷ − y, which takes it that Σ y_j = 1.
     """
-    top = m.max(axis=1, keepdims=True)
+    top = m.max(axis=1, keepdims=True)  # (N, 1)
     np.subtract(m, top, out=z)
     np.exp(z, out=z)
-    total = np.add.reduce(z, axis=1, keepdims=True)
-    np.divide(z, total, out=z)
-    np.subtract(np.log(total) + top, m, out=d)
-    q: Array = np.add.reduce(y * d, axis=1)
+    total = np.add.reduce(z, axis=1, keepdims=True)  # (N, 1)
+    z /= total  # ŷ
+    np.subtract(np.log(total) + top, m, out=d)  # −log ŷ
+    d *= y
+    q: Array = np.add.reduce(d, axis=1)
     np.subtract(z, y, out=d)
     return q
 
 
-def _binary_cross_entropy(m: Array, z: Array, y: Array, d: Array) -> Array:
-    """−Σ y_j log ŷ_j + (1 − y_j) log(1 − ŷ_j) with ŷ = sigmoid m, as Σ log(1 + e^m_j) − y_j m_j; δ = ŷ − y."""
-    stable_sigmoid(m, z)
-    q: Array = np.add.reduce(np.maximum(m, 0) + np.log1p(np.exp(-np.abs(m))) - y * m, axis=1)
+def _binary_cross_entropy(m: Array, z: Array, y: Array, d: Array, t: Array) -> Array:
+    """Q = −Σ y_j log ŷ_j + (1 − y_j) log(1 − ŷ_j) with ŷ = sigmoid m, as Σ log(1 + e^m_j) − y_j m_j; δ = ŷ − y."""
+    sigmoid(m, z, t)  # ŷ
+    log1p_exp_abs(m, t)
+    np.maximum(m, 0, out=d)
+    t += d  # log(1 + e^m)
+    np.multiply(y, m, out=d)
+    t -= d
+    q: Array = np.add.reduce(t, axis=1)
     np.subtract(z, y, out=d)
     return q
 

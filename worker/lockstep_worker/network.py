@@ -46,6 +46,6 @@ class Network:
                 m = np.matmul(z, weights)
                 m += biases
                 z = np.empty_like(m)
-                activation.forward(m, z)
+                activation.forward(m, z, np.empty_like(m))
             predicted[lo : lo + BLOCK_ROWS] = z
         return predicted
