@@ -145,11 +145,12 @@ class Fleet:
             return []
         job_id, job = found
         worker = job.workers.pop(worker_id)
+        ended: list[Effect] = [KillWorker(worker_id)]  # its process still holds its CPUs
         if worker.kill_s is not None:
-            return []
+            return ended
         job.num_deaths = 0 if now - worker.started_s > HEALTHY_S else job.num_deaths + 1
         job.retry_s = now + min(FIRST_RETRY_S * 2 ** (job.num_deaths - 1), LONGEST_RETRY_S) if job.num_deaths else now
-        effects: list[Effect] = [KillWorker(worker_id)]
+        effects = ended
         if error is not None:
             exited = training_pb2.WorkerExited(job_id=job_id, worker_id=worker_id, message=error)
             effects.append(Tell(training_pb2.FleetMessage(worker_exited=exited)))
