@@ -74,3 +74,35 @@ def test_softmax_rows_are_probabilities_whatever_is_added_to_them():
 
 def test_small_probabilities_keep_their_digits():
     np.testing.assert_allclose(forward("SIGMOID", np.array([[-80.0]], np.float32)), math.exp(-80), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", [*BY_DEFINITION, "SOFTMAX"])
+def test_the_largest_numbers_have_finite_values_and_slopes(name, dtype):
+    largest = np.finfo(dtype).max / 4
+    m = np.array([[-largest, 1.0, largest]], dtype)
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        z = forward(name, m)
+        d = np.ones_like(z)
+        activation(name).backward(d, m, z.copy(), np.empty_like(m))
+    assert np.isfinite(z).all()
+    assert np.isfinite(d).all()
+
+
+@pytest.mark.parametrize("name", BY_DEFINITION)
+def test_slopes_are_those_of_the_definition(name):
+    m = np.linspace(-6.05, 6.05, 100).reshape(1, -1)  # not through 0, where some have a kink
+    h = 1e-5
+    expected = [[(BY_DEFINITION[name](v + h) - BY_DEFINITION[name](v - h)) / (2 * h) for v in m[0].tolist()]]
+    z = forward(name, m)
+    d = np.full_like(m, 2.0)
+    activation(name).backward(d, m.copy(), z, np.empty_like(m))
+    np.testing.assert_allclose(d, 2 * np.array(expected), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["RELU", "LEAKY_RELU"])
+def test_the_slope_at_a_kink_is_that_of_its_left_side(name):
+    m = np.zeros((1, 1))
+    d = np.ones_like(m)
+    activation(name).backward(d, m.copy(), forward(name, m), np.empty_like(m))
+    assert d == (0.0 if name == "RELU" else 0.01)

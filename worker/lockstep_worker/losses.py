@@ -90,14 +90,17 @@ def _cross_entropy(m: Array, z: Array, y: Array, d: Array, t: Array) -> Array:
 
 
 def _binary_cross_entropy(m: Array, z: Array, y: Array, d: Array, t: Array) -> Array:
-    """Q = −Σ y_j log ŷ_j + (1 − y_j) log(1 − ŷ_j) with ŷ = sigmoid m, as Σ log(1 + e^m_j) − y_j m_j; δ = ŷ − y."""
+    """Q = −Σ y_j log ŷ_j + (1 − y_j) log(1 − ŷ_j) with ŷ = sigmoid m, as Σ log(1 + e^m_j) − y_j m_j; δ = ŷ − y.
+
+    The large parts of log(1 + e^m) and y m are taken off each other first, or a small difference would be lost.
+    """
     sigmoid(m, z, t)  # ŷ
-    log1p_exp_abs(m, t)
+    np.multiply(y, m, out=t)
     np.maximum(m, 0, out=d)
-    t += d  # log(1 + e^m)
-    np.multiply(y, m, out=d)
-    t -= d
-    q: Array = np.add.reduce(t, axis=1)
+    d -= t
+    log1p_exp_abs(m, t)
+    d += t
+    q: Array = np.add.reduce(d, axis=1)
     np.subtract(z, y, out=d)
     return q
 
