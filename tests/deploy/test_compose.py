@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,18 @@ ENDLESS = {
     "workers": {"min": 1, "max": 8},
     "data": {"path": "examples/digits-train.csv", "target": "label"},
 }
+
+# Kills the process whose command line has the given words; the image has no pkill.
+KILL = """
+import os, pathlib, signal, sys
+for process in pathlib.Path("/proc").glob("[0-9]*"):
+    try:
+        words = process.joinpath("cmdline").read_bytes().replace(b"\\0", b" ").decode()
+    except OSError:
+        continue  # it has ended meanwhile
+    if sys.argv[1] in words and int(process.name) != os.getpid():
+        os.kill(int(process.name), signal.SIGKILL)
+"""
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,11 @@ class Compose:
         ids = run("docker", "ps", "-aq", "--filter", f"label=com.docker.compose.project={self.project}").split()
         return list(json.loads(run("docker", "inspect", *ids))) if ids else []
 
+    def service(self, name: str) -> dict[str, Any]:
+        """What `docker inspect` says of the one container of a service."""
+        (container,) = (c for c in self.containers() if c["Config"]["Labels"]["com.docker.compose.service"] == name)
+        return container
+
     def query(self, expression: str) -> list[dict[str, Any]]:
         """What Prometheus answers to an expression now: the newest value of each series."""
         query = urllib.parse.urlencode({"query": expression})
@@ -83,6 +100,7 @@ def run(*command: str, **environment: str) -> str:
         capture_output=True,
         text=True,
         check=False,
+        timeout=300.0,
     )
     assert result.returncode == 0, f"{' '.join(command)}: {result.stdout[-3000:]}\n{result.stderr[-3000:]}"
     return result.stdout
@@ -94,14 +112,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def until(job: lockstep.Job, holds: Callable[[lockstep.Job], bool], client: lockstep.Client) -> lockstep.Job:
-    """The job as it was when first seen to be so."""
+def until(client: lockstep.Client, job: lockstep.Job, *, workers: int, beyond: int = -1) -> lockstep.Job:
+    """The job as it was when it first had so many workers, and a step beyond the given one."""
     seen = job
     for update in client.watch(job.id, timeout_s=60.0):
         seen = update.job
-        if holds(seen):
+        if seen.num_workers == workers and seen.step > beyond:
             return seen
-    raise AssertionError(f"it never was so: {seen!r} {seen.phase} {seen.message}")
+    raise AssertionError(f"never had {workers} workers beyond step {beyond}: {seen!r} {seen.phase} {seen.message}")
 
 
 def assert_same_bits(job: lockstep.Job, reference: lockstep.Job) -> None:
@@ -164,6 +182,7 @@ def test_a_job_from_the_shell_has_the_bits_of_the_local_cluster(
         "submit",
         "examples/digits.toml",
         "--watch",
+        "--timeout=120",
         LOCKSTEP_SERVER=compose.address,
     )
     (job,) = client.list(limit=1)
@@ -194,22 +213,38 @@ def test_scaling_the_workers_of_a_running_job_leaves_its_bits_alone(
     compose: Compose, client: lockstep.Client, local: lockstep.Client
 ) -> None:
     job = client.submit(ENDLESS)
-    until(job, lambda now: now.num_workers == 1 and now.step > 100, client)
+    until(client, job, workers=1, beyond=100)
     for workers in (3, 1):
         compose("up", "--detach", "--no-recreate", "--scale", f"ray-worker={workers}")
-        scaled = until(job, lambda now, workers=workers: now.num_workers == workers, client)  # type: ignore[misc]
-        until(job, lambda now, step=scaled.step: now.step > step + 100, client)  # type: ignore[misc]
+        scaled = until(client, job, workers=workers)
+        until(client, job, workers=workers, beyond=scaled.step + 100)
     job.stop()
     job.wait(timeout_s=60.0)
     assert job.state == lockstep.JobState.STOPPED
     assert_same_bits(job, local.submit(ENDLESS | {"steps": job.step}).wait(timeout_s=240.0))
 
 
-def test_every_service_stops_in_order_and_none_had_to_restart(compose: Compose) -> None:
+def test_the_end_of_the_fleet_or_of_the_head_restarts_their_container_and_the_job_goes_on(
+    compose: Compose, client: lockstep.Client, local: lockstep.Client
+) -> None:
+    job = client.submit(ENDLESS)
+    for restarts, process in enumerate(["bin/lockstep-fleet", "bin/ray start"], start=1):
+        before = until(client, job, workers=1, beyond=0)
+        compose("exec", "-T", "ray-head", "python", "-c", KILL, process)
+        until(client, job, workers=0)
+        until(client, job, workers=1, beyond=before.step + 100)
+        assert compose.service("ray-head")["RestartCount"] == restarts
+    job.stop()
+    job.wait(timeout_s=60.0)
+    assert_same_bits(job, local.submit(ENDLESS | {"steps": job.step}).wait(timeout_s=240.0))
+
+
+def test_every_service_stops_in_order_under_a_running_job(compose: Compose, client: lockstep.Client) -> None:
+    job = client.submit(ENDLESS)
+    until(client, job, workers=1, beyond=100)
     compose("stop")
-    for container in compose.containers():
-        name = container["Name"]
-        assert container["State"]["ExitCode"] == 0, name
-        assert container["RestartCount"] == 0, name
+    for service in SERVICES:
+        assert compose.service(service)["State"]["ExitCode"] == 0, service
+    assert compose.service("server")["RestartCount"] == 0
     compose("down", "--volumes")
     assert compose.containers() == []
