@@ -12,9 +12,10 @@ from lockstep_proto.codec import ParameterChunk
 from lockstep_proto.layout import Layout
 from lockstep_proto.rows import shard_range
 from lockstep_server.checkpoints import Checkpoint
+from lockstep_server.effects import Dismiss, Ended, EpochDone, Forget, Send, StepDone
 from lockstep_server.initial import initial_parameters
 from lockstep_server.progress import Progress
-from lockstep_server.training import Dismiss, Ended, EpochDone, Forget, Send, StepDone, Training
+from lockstep_server.training import Training
 from lockstep_worker.engine import Engine
 from lockstep_worker.following import Following
 from lockstep_worker.shard import Shard

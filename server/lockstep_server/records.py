@@ -1,6 +1,7 @@
-"""What a training tells of itself: numbers of steps and epochs, and how it ended."""
+"""What a training tells of itself: numbers of steps and epochs, how it ended, and who wants to know."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from lockstep_proto.v1 import service_pb2
 
@@ -46,3 +47,22 @@ class Outcome:
     stop_reason: service_pb2.StopReason.ValueType = service_pb2.STOP_REASON_UNSPECIFIED
     error_type: service_pb2.ErrorType.ValueType = service_pb2.ERROR_TYPE_UNSPECIFIED
     message: str = ""
+
+
+class RunListener(Protocol):
+    """Who wants to know what happens to a run. All calls come on its event loop and must be quick."""
+
+    def event(self, severity: service_pb2.Severity.ValueType, message: str) -> None:
+        """Take an event for people."""
+
+    def step(self, record: StepRecord) -> None:
+        """Take a step; called at every one."""
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Take an epoch."""
+
+    def changed(self) -> None:
+        """Take note that phase or workers have changed."""
+
+    def ended(self, outcome: Outcome) -> None:
+        """Take the end; the last call."""

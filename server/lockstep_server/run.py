@@ -1,10 +1,9 @@
 """A job that runs: carries the effects of its training to streams, listener and metrics, and brings it the events."""
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy.typing as npt
 
@@ -14,69 +13,17 @@ from lockstep_proto.layout import Layout
 from lockstep_proto.v1 import job_pb2, numerics_pb2, service_pb2, training_pb2
 from lockstep_server import norms
 from lockstep_server.checkpoints import Checkpoint
+from lockstep_server.crew import TICKS_PER_LEASE
+from lockstep_server.effects import Dismiss, Effect, Ended, EpochDone, Forget, Notice, Send, StepDone
 from lockstep_server.initial import initial_parameters
 from lockstep_server.metrics import Metrics
 from lockstep_server.outbox import Outbox
 from lockstep_server.progress import Progress
-from lockstep_server.records import EpochRecord, Outcome, StepRecord
-from lockstep_server.training import (
-    TICKS_PER_LEASE,
-    Dismiss,
-    Effect,
-    Ended,
-    EpochDone,
-    Forget,
-    Notice,
-    Send,
-    StepDone,
-    Training,
-)
+from lockstep_server.records import EpochRecord, Outcome, RunListener, StepRecord
+from lockstep_server.speed import Speed
+from lockstep_server.training import Training
 
-logger = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
-
-
-class RunListener(Protocol):
-    """Who wants to know what happens to a run. All calls come on its event loop and must be quick."""
-
-    def event(self, severity: service_pb2.Severity.ValueType, message: str) -> None:
-        """Take an event for people."""
-
-    def step(self, record: StepRecord) -> None:
-        """Take a step; called at every one."""
-
-    def epoch(self, record: EpochRecord) -> None:
-        """Take an epoch."""
-
-    def changed(self) -> None:
-        """Take note that phase or workers have changed."""
-
-    def ended(self, outcome: Outcome) -> None:
-        """Take the end; the last call."""
-
-
-class Speed:
-    """Rows and steps a second over the last few looks."""
-
-    def __init__(self, now: float) -> None:
-        self.rows_per_s = 0.0
-        self.steps_per_s = 0.0
-        self._rows = 0
-        self._steps = 0
-        self._looks = [(now, 0, 0)]
-
-    def step(self, num_rows: int) -> None:
-        """Count a step."""
-        self._rows += num_rows
-        self._steps += 1
-
-    def look(self, now: float) -> None:
-        """Measure from the oldest look that is kept to now."""
-        then, rows, steps = self._looks[0]
-        if now > then:
-            self.rows_per_s = (self._rows - rows) / (now - then)
-            self.steps_per_s = (self._steps - steps) / (now - then)
-        self._looks = [*self._looks[-7:], (now, self._rows, self._steps)]
 
 
 class JobRun:
@@ -243,7 +190,7 @@ class JobRun:
                         Outcome(service_pb2.JOB_STATE_FAILED, error_type=failure.error_type, message=failure.message)
                     )
                 case _:
-                    self.training.heard(worker_id, self._clock())
+                    self.training.workers.heard(worker_id, self._clock())
 
     def _gone(self, worker_id: str, outbox: Outbox) -> None:
         if self._outboxes.get(worker_id) is outbox:

@@ -5,8 +5,6 @@ clock, no socket and no await: times come with the events, in seconds. A round i
 version; between rounds `_advance` decides what follows.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,93 +15,15 @@ from lockstep_proto.layout import Layout
 from lockstep_proto.v1 import job_pb2, service_pb2, training_pb2
 from lockstep_server.assignment import Range, assign, deal
 from lockstep_server.checkpoints import Checkpoint
+from lockstep_server.crew import Crew, WorkerView
+from lockstep_server.effects import Dismiss, Effect, Ended, EpochDone, Forget, Notice, Send, StepDone
 from lockstep_server.progress import Plan, Progress, describe_stop, stop_reason
-from lockstep_server.records import EpochRecord, Outcome, StepRecord
+from lockstep_server.records import Outcome, StepRecord
 from lockstep_server.reduction import DuplicateValueError, NotANodeError, Reduction, Value
+from lockstep_server.rounds import Round, check_size
 from lockstep_server.update import NotFiniteError, ParameterUpdate
 
 Array = npt.NDArray[Any]
-TICKS_PER_LEASE = 4  # how often time is looked at; a hung worker is noticed at most this fraction late
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send one message to some workers. `version` is the version it belongs to."""
-
-    worker_ids: Sequence[str]
-    version: int
-    message: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Forget:
-    """Throw away what is queued for a worker."""
-
-    worker_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Dismiss:
-    """Say goodbye to a worker and close its stream."""
-
-    worker_id: str
-    reason: str
-    refused: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """Tell people of an event."""
-
-    severity: service_pb2.Severity.ValueType
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class StepDone:
-    """A version has been closed."""
-
-    record: StepRecord
-
-
-@dataclass(frozen=True, slots=True)
-class EpochDone:
-    """An epoch has ended, and has been evaluated where there are validation data."""
-
-    record: EpochRecord
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """Nothing follows."""
-
-    outcome: Outcome
-
-
-Effect = Send | Forget | Dismiss | Notice | StepDone | EpochDone | Ended
-
-
-@dataclass
-class WorkerView:
-    """What the training knows of one worker."""
-
-    worker_id: str
-    num_cpus: int
-    heard_s: float
-    synced: bool = False  # has the present version, or it is on its way, and gets every chunk of the next
-    ranges: list[Range] = field(default_factory=list)  # its shards in this round
-
-
-@dataclass
-class Round:
-    """A step or an evaluation, until its root is there."""
-
-    kind: training_pb2.WorkKind.ValueType
-    reduction: Reduction
-    started_s: float
-    sums: Sums | None = None
-    compute_s: dict[str, float] = field(default_factory=dict)
-    orphans: list[Range] = field(default_factory=list)  # shards that no worker has
 
 
 class Training:
@@ -133,18 +53,16 @@ class Training:
         )
         self._best: list[bytes] | None = None
         self._start_best = start.best
-        self.workers: dict[str, WorkerView] = {}
+        self.workers = Crew(lease_s, now)
         self.num_duplicates = 0
         self.num_reassigned = 0
         self.ended = False
         self._labels = has_accuracy(spec)
-        self._lease_s = lease_s
         self._dtype = Layout.from_spec(spec).dtype
         self._steps = Reduction(spec.shards, self.update.chunking.num_chunks)
         self._evaluations = Reduction(spec.shards, 1)
         self._round: Round | None = None
         self._waiting_since_s: float | None = now
-        self._last_tick_s = now
         self._begun = False
         self._halt: Outcome | None = None
 
@@ -158,7 +76,7 @@ class Training:
         """What the training is doing, in words."""
         if self._waiting_since_s is not None:
             return f"waiting for workers: {len(self.workers)} of {1 if self._begun else self.spec.workers.min}"
-        if self._round is not None and self._round.kind == training_pb2.WORK_KIND_EVALUATE:
+        if self._round is not None and self._round.evaluates:
             return f"evaluating after epoch {self.progress.epoch + 1} of {self.plan.num_epochs}"
         return f"step {min(self.version + 1, self.plan.num_steps)} of {self.plan.num_steps}"
 
@@ -208,11 +126,6 @@ class Training:
         effects = [effect for effect in self.worker_lost(worker_id, "", now) if not isinstance(effect, Notice)]
         return [Notice(service_pb2.SEVERITY_INFO, f"worker {worker_id} has left"), *effects]
 
-    def heard(self, worker_id: str, now: float) -> None:
-        """Renew a worker's lease."""
-        if worker_id in self.workers:
-            self.workers[worker_id].heard_s = now
-
     def worker_behind(self, worker_id: str) -> list[Effect]:
         """Let a worker drop what it lags behind with; it gets the newest version whole when it is next given work."""
         worker = self.workers.get(worker_id)
@@ -223,39 +136,32 @@ class Training:
 
     def chunk_received(self, worker_id: str, chunk: NodeChunk, now: float) -> list[Effect]:
         """Take in a chunk of a node's value."""
-        self.heard(worker_id, now)
+        self.workers.heard(worker_id, now)
         current = self._round
-        evaluating = current is not None and current.kind == training_pb2.WORK_KIND_EVALUATE
+        evaluates = current is not None and current.evaluates
         stale = chunk.attempt != self.attempt or chunk.step != self.version
-        if current is None or stale or evaluating != (len(chunk.data) == 0):
+        if current is None or stale or evaluates != (len(chunk.data) == 0):
             self.num_duplicates += 1
             return []
         gradient = np.frombuffer(chunk.data, self._dtype)
         try:
-            self._check_size(chunk, gradient.size, evaluating=evaluating)
+            check_size(chunk, gradient.size, self.update.chunking, evaluates=evaluates)
             root = current.reduction.put(chunk.node, chunk.chunk_index, chunk.sums, gradient)
         except DuplicateValueError:
             self.num_duplicates += 1
             return []
         except (NotANodeError, IndexError, ValueError) as error:
             return [*self.worker_lost(worker_id, str(error), now), Dismiss(worker_id, str(error), refused=True)]
-        current.compute_s[worker_id] = max(chunk.compute_s, current.compute_s.get(worker_id, 0.0))
+        current.computed(worker_id, chunk.compute_s)
         if root is None:
             return []
-        return self._evaluated(current, root.sums, now) if evaluating else self._root(current, chunk, root, now)
+        return self._evaluated(current, root.sums, now) if evaluates else self._root(current, chunk, root, now)
 
     def tick(self, now: float) -> list[Effect]:
-        """Look at the leases and deadlines. Time in which nobody looked does not count against workers."""
-        period = self._lease_s / TICKS_PER_LEASE
-        stood_still = now - self._last_tick_s - period
-        self._last_tick_s = now
-        if stood_still > period:
-            for worker in self.workers.values():
-                worker.heard_s += stood_still
-        silent = [worker.worker_id for worker in self.workers.values() if now - worker.heard_s > self._lease_s]
+        """Look at the leases and deadlines."""
         effects: list[Effect] = []
-        for worker_id in silent:
-            reason = f"silent for more than {self._lease_s:g} s"
+        for worker_id in self.workers.silent(now):
+            reason = f"silent for more than {self.workers.lease_s:g} s"
             effects += [*self.worker_lost(worker_id, reason, now), Dismiss(worker_id, reason)]
         wait_s = self.spec.workers.wait_s
         if not self.ended and self._waiting_since_s is not None and now - self._waiting_since_s > wait_s:
@@ -335,7 +241,7 @@ class Training:
         except NotFiniteError as error:
             return self._fail(service_pb2.ERROR_TYPE_NOT_FINITE, f"step {self.version}: {error}")
         current.reduction.release(root)
-        synced = [worker.worker_id for worker in self.workers.values() if worker.synced]
+        synced = self.workers.synced
         effects: list[Effect] = [Send(synced, self.version + 1, message)] if message is not None else []
         if current.reduction.complete:
             effects += [Send(synced, self.version + 1, late) for late in self.update.finish()]
@@ -344,8 +250,7 @@ class Training:
 
     def _close_version(self, current: Round, sums: Sums, now: float) -> list[Effect]:
         step_s = now - current.started_s
-        compute_s = list(current.compute_s.values()) or [0.0]
-        mean_s = sum(compute_s) / len(compute_s)
+        compute_s, wait_s, transfer_s = current.seconds(step_s)
         record = StepRecord(
             step=self.version,
             epoch=self.progress.epoch,
@@ -355,9 +260,9 @@ class Training:
             num_rows=self.plan.rows_of_step(self.progress.step_in_epoch),
             weight=sums.weight,
             step_s=step_s,
-            compute_s=mean_s,
-            wait_s=max(compute_s) - mean_s,
-            transfer_s=max(step_s - max(compute_s), 0.0),
+            compute_s=compute_s,
+            wait_s=wait_s,
+            transfer_s=transfer_s,
         )
         self.progress.step_done(sums, record.loss, record.gradient_norm, step_s, self.plan.steps_per_epoch)
         self.update.commit()
@@ -379,16 +284,11 @@ class Training:
             return "the loss is not finite"
         return None if sums.weight > 0 else "the sample weights of its rows are all 0"
 
-    def _check_size(self, chunk: NodeChunk, size: int, *, evaluating: bool) -> None:
-        lo, hi = (0, 0) if evaluating else self.update.chunking.range(chunk.chunk_index)
-        if size != hi - lo or not 0 <= chunk.chunk_index < self.update.chunking.num_chunks:
-            raise ValueError(f"chunk {chunk.chunk_index} has {size} elements, not {hi - lo}")
-
     def _reassign(self, missing: list[Range], now: float) -> list[Effect]:
         assert self._round is not None
         if not missing:
             return []
-        workers = sorted(self.workers.values(), key=lambda worker: bool(worker.ranges))  # the idle first
+        workers = self.workers.idle_first()
         if not workers:
             self._round.orphans += missing
             self._waiting_since_s = now

@@ -8,8 +8,8 @@ from lockstep_proto.codec import NodeChunk, Sums
 from lockstep_proto.defaults import complete
 from lockstep_proto.spec import read_spec
 from lockstep_proto.v1 import service_pb2, training_pb2
+from lockstep_server.effects import Dismiss, Ended, Send
 from lockstep_server.records import Outcome
-from lockstep_server.training import Dismiss, Ended, Send
 from tests.one_thread import OneThreadCluster
 
 RNG = np.random.default_rng(3)
@@ -76,10 +76,10 @@ def test_a_job_without_workers_fails_at_its_limit_and_says_what_it_waited_for():
     made = cluster(changes={"workers": {"min": 2, "wait_s": 60}})
     made.join("a")
     for now in np.arange(0.5, 60, 0.5):
-        made.training.heard("a", now)
+        made.training.workers.heard("a", now)
         made.carry(made.training.tick(now))
     assert made.outcome is None
-    made.training.heard("a", 60.5)
+    made.training.workers.heard("a", 60.5)
     made.carry(made.training.tick(60.5))
     assert state(made.outcome) == "FAILED"
     assert made.outcome.error_type == service_pb2.ERROR_TYPE_NO_WORKERS
@@ -93,7 +93,7 @@ def test_a_silent_worker_is_given_up_after_its_lease_and_its_shards_go_to_others
     made.peers["a"].to_worker.clear()  # hangs: never answers
     del made.peers["a"]
     for now in np.arange(0.5, 3.0, 0.5):
-        made.training.heard("b", now)
+        made.training.workers.heard("b", now)
         made.carry(made.training.tick(now))
     assert list(made.training.workers) == ["b"]
     assert made.training.num_reassigned == 4

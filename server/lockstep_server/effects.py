@@ -1,0 +1,64 @@
+"""What a training wants done: the effects of its state machine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lockstep_proto.v1 import service_pb2
+from lockstep_server.records import EpochRecord, Outcome, StepRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send one message to some workers. `version` is the version it belongs to."""
+
+    worker_ids: Sequence[str]
+    version: int
+    message: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Throw away what is queued for a worker."""
+
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dismiss:
+    """Say goodbye to a worker and close its stream."""
+
+    worker_id: str
+    reason: str
+    refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Tell people of an event."""
+
+    severity: service_pb2.Severity.ValueType
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """A version has been closed."""
+
+    record: StepRecord
+
+
+@dataclass(frozen=True, slots=True)
+class EpochDone:
+    """An epoch has ended, and has been evaluated where there are validation data."""
+
+    record: EpochRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Nothing follows."""
+
+    outcome: Outcome
+
+
+Effect = Send | Forget | Dismiss | Notice | StepDone | EpochDone | Ended
