@@ -201,7 +201,23 @@ def test_more_rows_than_a_block_are_summed_block_by_block(monkeypatch):
     blocks, sums, order = case.gradient()
     np.testing.assert_allclose(blocks, whole, rtol=1e-12)
     assert sums == pytest.approx(whole_sums)
-    assert len(order) == 3, "a layer is done once, after the last block"
+    assert order == [(2, sums), (1, sums), (0, sums)], "a layer is done once, after the last block"
+
+
+@pytest.mark.parametrize("block_rows", [10, 100])
+def test_a_layer_is_final_when_it_is_said_to_be_done(block_rows, monkeypatch):
+    monkeypatch.setattr(backprop, "BLOCK_ROWS", block_rows)
+    case = Case(spec_of("softmax", "cross_entropy", 3), num_rows=25)
+    views = case.network.layout.views(np.full_like(case.flat, np.nan))
+    when_done = {}
+
+    def layer_done(i, _):
+        when_done[i] = [array.copy() for array in views[i]]
+
+    case.backprop.gradient(case.parameters, case.batch, views, layer_done)
+    for i, arrays in when_done.items():
+        for then, now in zip(arrays, views[i], strict=True):
+            np.testing.assert_array_equal(then, now)
 
 
 def test_all_rows_in_natural_order_need_no_copy_and_have_the_same_bits():
