@@ -1,182 +1,161 @@
-"""The rows of a `Data` message, checked against the job's network and cut into shards."""
+"""The rows of files, cut into shards."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lockstep_proto.layout import Layout
 from lockstep_proto.rows import shard_range
-from lockstep_proto.v1 import job_pb2
-from lockstep_worker.columns import check_finite, check_weights, class_labels, column_values, unknown
-from lockstep_worker.errors import DataError
+from lockstep_worker.columns import Batch, fill, fill_labels, fill_weights
+from lockstep_worker.errors import UNAVAILABLE, DataError
+from lockstep_worker.formats import DataFile
 from lockstep_worker.shard import Shard
-from lockstep_worker.sources import DataFile, open_file
 
 Array = npt.NDArray[Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """What is known of the data before a row is loaded."""
+    """What is known of the data before a row is loaded. `num_rows` is None where that takes reading them all."""
 
     files: tuple[DataFile, ...]
+    num_rows: int | None
     features: tuple[str, ...]
     target: tuple[str, ...]
     weight: str
     num_inputs: int
     num_outputs: int
+    has_labels: bool
     dtype: "np.dtype[Any]"
     num_shards: int
+    training: bool
 
     @property
-    def num_rows(self) -> int:
-        """Rows of all files."""
-        return sum(file.num_rows for file in self.files)
+    def num_parts(self) -> int:
+        """Tasks that can share the loading with little double work; 1 where a shard cannot be had by itself."""
+        if self.num_rows is None:
+            return 1
+        return min(self.num_shards, sum(file.contents.num_parts for file in self.files))
 
     @property
-    def can_be_entered(self) -> bool:
-        """Whether a shard can be loaded without reading those before it."""
-        return all(file.can_be_entered for file in self.files)
+    def shard_bytes(self) -> int:
+        """Memory of the largest shard; 0 if the number of rows is not known."""
+        row_bytes = (self.num_inputs + self.num_outputs) * self.dtype.itemsize + 16
+        return -(-(self.num_rows or 0) // self.num_shards) * row_bytes
 
-    @property
-    def is_arrays(self) -> bool:
-        """Whether the data are named arrays, not columns."""
-        return self.files[0].path.suffix == ".npz"
+    def shards(self, lo: int, hi: int) -> Iterator[Shard]:
+        """Load the shards lo..hi−1 one after the other, in one pass. Raises DataError for what cannot be used.
 
-    def shard(self, index: int) -> Shard:
-        """Load one shard. Raises DataError for the first value that cannot be used."""
-        lo, hi = shard_range(self.num_rows, self.num_shards, index)
-        x = np.empty((hi - lo, self.num_inputs), self.dtype)
-        targets: list[Array] = []
-        weights: list[Array] = []
+        Without a known number of rows, `lo` must be 0: all rows are read before the first shard is there.
+        """
+        if self.num_rows is None:
+            yield from self._read_then_cut(lo, hi)
+            return
+        first, _ = shard_range(self.num_rows, self.num_shards, lo)
+        _, last = shard_range(self.num_rows, self.num_shards, hi - 1)
+        rows = _Rows(self._batches(first, last))
+        for index in range(lo, hi):
+            start, stop = shard_range(self.num_rows, self.num_shards, index)
+            shard = self._empty(stop - start)
+            at = 0
+            for batch, begin, count in rows.take(stop - start):
+                self._fill(shard, at, batch, begin, count)
+                at += count
+            if at < stop - start:
+                name = self.files[0].label if len(self.files) == 1 else "the data"
+                raise DataError(f"{name}: there are fewer rows than announced; the file is damaged", UNAVAILABLE)
+            yield shard
+
+    def _read_then_cut(self, lo: int, hi: int) -> Iterator[Shard]:
+        pieces: deque[Shard] = deque()
+        for file in self.files:
+            for batch in file.batches(self._names, 0, file.contents.num_rows):
+                pieces.append(self._empty(batch.num_rows))
+                self._fill(pieces[-1], 0, batch, 0, batch.num_rows)
+        num_rows = sum(piece.num_rows for piece in pieces)
+        check_num_rows(self.files[0].label, num_rows, self.num_shards, training=self.training)
+        for index in range(lo, hi):
+            start, stop = shard_range(num_rows, self.num_shards, index)
+            yield self._joined(pieces, stop - start)
+
+    def _joined(self, pieces: deque[Shard], num_rows: int) -> Shard:
+        """Take rows off the front of the pieces, which gives their memory back."""
+        shard = self._empty(num_rows)
+        at = 0
+        while at < num_rows:
+            piece = pieces.popleft()
+            count = min(piece.num_rows, num_rows - at)
+            for into, source in zip(_arrays(shard), _arrays(piece), strict=True):
+                into[at : at + count] = source[:count]
+            if count < piece.num_rows:
+                pieces.appendleft(Shard(*(array[count:] for array in _arrays(piece))))
+            at += count
+        return shard
+
+    def _batches(self, lo: int, hi: int) -> Iterator[Batch]:
+        """Yield the rows [lo, hi) of all files, one after the other."""
         first = 0
         for file in self.files:
-            start, stop = max(lo - first, 0), min(hi - first, file.num_rows)
+            num_rows = file.contents.num_rows
+            assert num_rows is not None
+            start, stop = max(lo - first, 0), min(hi - first, num_rows)
             if start < stop:
-                into = x[first + start - lo : first + stop - lo]
-                y, weight = (self._arrays if self.is_arrays else self._columns)(file, start, stop, into)
-                targets.append(y)
-                weights.append(weight)
-            first += file.num_rows
-        y = np.concatenate(targets) if targets else self._no_targets()
-        return Shard(x, np.ascontiguousarray(y), np.concatenate(weights) if self.weight and weights else None)
+                yield from file.batches(self._names, start, stop)
+            first += num_rows
 
-    def _no_targets(self) -> Array:
-        labels = len(self.target) == 1 and self.num_outputs > 1
-        return np.empty(0, np.int64) if labels else np.empty((0, self.num_outputs), self.dtype)
+    @property
+    def _names(self) -> list[str]:
+        return [*self.features, *self.target, *([self.weight] if self.weight else [])]
 
-    def _columns(self, file: DataFile, lo: int, hi: int, x: Array) -> tuple[Array, Array]:
-        """Fill x with the rows [lo, hi) of a table; return target and weights."""
-        y = np.empty((hi - lo, len(self.target)), np.float64)
-        weight = np.ones(hi - lo)
-        wanted = [*self.features, *self.target, *([self.weight] if self.weight else [])]
-        if file.path.suffix == ".npy":
-            rows = file.array("", lo, hi)
-            self._take(rows, file, wanted, lo, x, y, weight)
-            return self._target(y, file, lo), weight
-        for first, table in file.tables(lo, hi, wanted):
-            here = slice(first - lo, first - lo + table.num_rows)
-            for into, names in ((x, self.features), (y, self.target)):
-                for i, name in enumerate(names):
-                    values = column_values(table.column(name), file.label, name, first)
-                    check_finite(values, file.label, [name], first)
-                    into[here, i] = values
-            if self.weight:
-                values = column_values(table.column(self.weight), file.label, self.weight, first)
-                check_finite(values, file.label, [self.weight], first)
-                weight[here] = values
-        check_weights(weight, file.label, self.weight, lo)
-        return self._target(y, file, lo), weight
+    def _empty(self, num_rows: int) -> Shard:
+        x = np.empty((num_rows, self.num_inputs), self.dtype)
+        y = np.empty(num_rows, np.int64) if self.has_labels else np.empty((num_rows, self.num_outputs), self.dtype)
+        return Shard(x, y, np.empty(num_rows) if self.weight else None)
 
-    def _take(
-        self, rows: Array, file: DataFile, wanted: Sequence[str], first: int, x: Array, y: Array, weight: Array
-    ) -> None:
-        rows = rows[:, [int(name) for name in wanted]]
-        check_finite(rows, file.label, wanted, first)
-        n = self.num_inputs
-        x[...] = rows[:, :n]
-        y[...] = rows[:, n : n + len(self.target)]
-        if self.weight:
-            weight[...] = rows[:, -1]
-            check_weights(weight, file.label, self.weight, first)
-
-    def _arrays(self, file: DataFile, lo: int, hi: int, x: Array) -> tuple[Array, Array]:
-        """Fill x with the rows [lo, hi) of named arrays; return target and weights."""
-        rows = file.array(self.features[0], lo, hi)
-        if rows.ndim != 2 or rows.shape[1] != self.num_inputs:
-            raise _wrong_features(file.label, rows.shape[1] if rows.ndim == 2 else 1, self.num_inputs)
-        check_finite(rows, file.label, [self.features[0]], lo)
-        x[...] = rows
-        y = file.array(self.target[0], lo, hi)
-        check_finite(y, file.label, [self.target[0]], lo)
-        weight = np.ones(hi - lo)
-        if self.weight:
-            weight = file.array(self.weight, lo, hi).astype(np.float64)
-            check_finite(weight, file.label, [self.weight], lo)
-            check_weights(weight, file.label, self.weight, lo)
-        if y.ndim > 1:
-            if y.shape[1:] != (self.num_outputs,):
-                shape = f"(rows, {self.num_outputs})"
-                raise DataError(
-                    f"{file.label}: {self.target[0]!r} must have shape {shape}, got {(file.num_rows, *y.shape[1:])}"
-                )
-            return y.astype(self.dtype), weight
-        return self._target(y[:, None], file, lo), weight
-
-    def _target(self, y: Array, file: DataFile, first: int) -> Array:
-        """Return class labels where one column stands for several units, else values."""
-        if y.shape[1] == 1 and self.num_outputs > 1:
-            return class_labels(y[:, 0], self.num_outputs, file.label, self.target[0], first)
-        return y.astype(self.dtype)
+    def _fill(self, shard: Shard, at: int, batch: Batch, lo: int, count: int) -> None:
+        """Write `count` rows of a batch, from its row `lo` on, to the rows from `at` on of a shard."""
+        rows = slice(at, at + count)
+        fill(shard.x[rows], batch, self.features, lo)
+        if self.has_labels:
+            fill_labels(shard.y[rows], batch, self.target[0], self.num_outputs, lo)
+        else:
+            fill(shard.y[rows], batch, self.target, lo)
+        if shard.weight is not None:
+            fill_weights(shard.weight[rows], batch, self.weight, lo)
 
 
-def describe(
-    data: job_pb2.Data, spec: job_pb2.JobSpec, files: Sequence[tuple[Path, str]], *, training: bool
-) -> Dataset:
-    """Return the data set that (path, label) files make up. Raises DataError for what can be known without the rows."""
-    opened = tuple(open_file(path, label) for path, label in files)
-    arrays = [file.path.suffix == ".npz" for file in opened]
-    if any(arrays) and not all(arrays):
-        raise DataError(f"{opened[0].label}: npz files and tables cannot be mixed")
-    target = tuple(data.target) or ("y",)
-    if arrays[0]:
-        features = tuple(data.features) or ("x",)
-    else:
-        others = {*target, data.weight}
-        features = tuple(data.features) or tuple(name for name in opened[0].names if name not in others)
-    dataset = Dataset(
-        files=opened,
-        features=features,
-        target=target,
-        weight=data.weight,
-        num_inputs=spec.network.inputs,
-        num_outputs=spec.network.layers[-1].units,
-        dtype=Layout.from_spec(spec).dtype,
-        num_shards=spec.shards,
-    )
-    _check(dataset, training=training)
-    return dataset
+class _Rows:
+    """Hands out the rows of batches by number."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self._batch: Batch | None = None
+        self._used = 0
+
+    def take(self, num_rows: int) -> Iterator[tuple[Batch, int, int]]:
+        """Yield (batch, first row in it, how many) that make up the next rows; fewer if there are no more."""
+        while num_rows:
+            if self._batch is None or self._used == self._batch.num_rows:
+                self._batch, self._used = next(self._batches, None), 0
+                if self._batch is None:
+                    return
+            count = min(num_rows, self._batch.num_rows - self._used)
+            yield self._batch, self._used, count
+            self._used += count
+            num_rows -= count
 
 
-def _check(dataset: Dataset, *, training: bool) -> None:
-    what = "array" if dataset.is_arrays else "column"
-    for file in dataset.files:
-        for name in (*dataset.features, *dataset.target, *([dataset.weight] if dataset.weight else [])):
-            if name not in file.names:
-                raise unknown(file.label, what, name, file.names)
-    first = dataset.files[0].label
-    if not dataset.is_arrays and len(dataset.features) != dataset.num_inputs:
-        raise _wrong_features(first, len(dataset.features), dataset.num_inputs)
-    if dataset.num_rows == 0:
-        raise DataError(f"{first}: there are no rows")
-    if training and dataset.num_rows < dataset.num_shards:
-        few = f"has {dataset.num_rows} rows, fewer than shards ({dataset.num_shards})"
-        raise DataError(f"{first}: the training data {few}; set shards to at most {dataset.num_rows}")
+def check_num_rows(label: str, num_rows: int, num_shards: int, *, training: bool) -> None:
+    """Raise DataError unless there are rows, and for training at least one a shard."""
+    if num_rows == 0:
+        raise DataError(f"{label}: there are no rows")
+    if training and num_rows < num_shards:
+        few = f"has {num_rows} rows, fewer than shards ({num_shards})"
+        raise DataError(f"{label}: the training data {few}; set shards to at most {num_rows}")
 
 
-def _wrong_features(label: str, found: int, wanted: int) -> DataError:
-    return DataError(f"{label}: has {found} features, network.inputs is {wanted}")
+def _arrays(shard: Shard) -> list[Array]:
+    return [array for array in (shard.x, shard.y, shard.weight) if array is not None]

@@ -9,15 +9,16 @@ from dataclasses import dataclass, field
 
 from lockstep_proto.v1 import job_pb2, training_pb2
 
-FIRST_RETRY_S = 0.5  # after a worker died; doubled with each further one that did not live
+FIRST_RETRY_S = 0.5  # before a worker that did not live is replaced; doubled with each further one
 LONGEST_RETRY_S = 30.0
 HEALTHY_S = 10.0  # a worker that lived so long is no sign of something that always fails
+ORDERLY_S = 0.5  # a worker ends before the orders that explain it arrive
 GRACE_S = 5.0  # for an orderly leave; then the worker is killed
 
 
 @dataclass(frozen=True)
 class LoadData:
-    """Load a job's data."""
+    """Load a job's data, and say how that went."""
 
     job_id: str
     spec: job_pb2.JobSpec
@@ -25,7 +26,7 @@ class LoadData:
 
 @dataclass(frozen=True)
 class ForgetData:
-    """Drop a job's data."""
+    """Stop loading a job's data, and drop what there is."""
 
     job_id: str
 
@@ -47,7 +48,7 @@ class AskToLeave:
 
 @dataclass(frozen=True)
 class KillWorker:
-    """End a worker's process."""
+    """End a worker's process, if it has not ended by itself."""
 
     worker_id: str
 
@@ -75,8 +76,8 @@ class _Job:
     outcome: training_pb2.FleetMessage | None = None  # of loading its data, once known
     loaded: bool = False
     workers: dict[str, _Worker] = field(default_factory=dict)
-    num_deaths: int = 0  # in a row, of workers that did not live long
-    retry_s: float = 0.0
+    num_deaths: int = 0  # in a row, of workers that did not live long; those of one start count once
+    retry_s: float = 0.0  # none is started before
 
     @property
     def staying(self) -> list[str]:
@@ -84,10 +85,11 @@ class _Job:
 
 
 class Fleet:
-    """The fleet's knowledge. `token` makes its worker ids its own."""
+    """The fleet's knowledge. `token` makes its worker ids its own; `grace_s` is the time a worker has to leave."""
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: str, *, grace_s: float = GRACE_S) -> None:
         self._token = token
+        self._grace_s = grace_s
         self._jobs: dict[str, _Job] = {}
         self._num_started = 0
         self._resources = training_pb2.FleetResources()
@@ -145,15 +147,12 @@ class Fleet:
             return []
         job_id, job = found
         worker = job.workers.pop(worker_id)
-        ended: list[Effect] = [KillWorker(worker_id)]  # its process still holds its CPUs
-        if worker.kill_s is not None:
-            return ended
-        job.num_deaths = 0 if now - worker.started_s > HEALTHY_S else job.num_deaths + 1
-        job.retry_s = now + min(FIRST_RETRY_S * 2 ** (job.num_deaths - 1), LONGEST_RETRY_S) if job.num_deaths else now
-        effects = ended
-        if error is not None:
-            exited = training_pb2.WorkerExited(job_id=job_id, worker_id=worker_id, message=error)
-            effects.append(Tell(training_pb2.FleetMessage(worker_exited=exited)))
+        effects: list[Effect] = [KillWorker(worker_id)]  # a process whose work has ended still holds its CPUs
+        if worker.kill_s is None:
+            _delay_next(job, worker, now, in_order=error is None)
+            if error is not None:
+                exited = training_pb2.WorkerExited(job_id=job_id, worker_id=worker_id, message=error)
+                effects.append(Tell(training_pb2.FleetMessage(worker_exited=exited)))
         return effects + self._adjust(job_id, now)
 
     def tick(self, now: float) -> list[Effect]:
@@ -186,5 +185,17 @@ class Fleet:
         return StartWorker(job_id, worker_id)
 
     def _ask_to_leave(self, job: _Job, worker_id: str, now: float) -> Effect:
-        job.workers[worker_id].kill_s = now + GRACE_S
+        job.workers[worker_id].kill_s = now + self._grace_s
         return AskToLeave(worker_id)
+
+
+def _delay_next(job: _Job, ended: _Worker, now: float, *, in_order: bool) -> None:
+    """Put off the start of the next worker, the longer the more died young."""
+    if now - ended.started_s > HEALTHY_S:
+        job.num_deaths = 0
+    elif ended.started_s >= job.retry_s:
+        job.num_deaths += 1
+    wait_s = ORDERLY_S if in_order else 0.0
+    if job.num_deaths:
+        wait_s = min(FIRST_RETRY_S * 2.0 ** min(job.num_deaths - 1, 10), LONGEST_RETRY_S)
+    job.retry_s = max(job.retry_s, now + wait_s)

@@ -1,79 +1,100 @@
-"""The fleet's stream to the server; dials again for as long as the fleet lives."""
+"""The fleet's connection to the server: dialled again for as long as the fleet lives."""
 
+import logging
 import queue
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import grpc
 
 from lockstep_proto import channels
 from lockstep_proto.v1 import training_pb2, training_pb2_grpc
 
+log = logging.getLogger(__name__)
 HEARTBEAT_S = 5.0
-REDIAL_S = 0.5
+DIAL_S = 10.0  # for one attempt, in which gRPC itself tries several times
+REDIAL_S = (0.2, 0.5, 1.0, 2.0, 5.0)  # waits between attempts; the last one repeats
+
+
+class FleetStream:
+    """One connection. What is sent after its end is lost: a later stream begins with the whole state anyway."""
+
+    def __init__(self) -> None:
+        self._outgoing: queue.SimpleQueue[training_pb2.FleetMessage | None] = queue.SimpleQueue()
+
+    def send(self, message: training_pb2.FleetMessage) -> None:
+        """Send a message."""
+        self._outgoing.put(message)
+
+    def close(self) -> None:
+        """Send nothing more."""
+        self._outgoing.put(None)
+
+    def messages(self) -> Iterator[training_pb2.FleetMessage]:
+        """Yield what is to be sent, and heartbeats between."""
+        while True:
+            try:
+                message = self._outgoing.get(timeout=HEARTBEAT_S)
+            except queue.Empty:
+                message = training_pb2.FleetMessage(heartbeat=training_pb2.Heartbeat())
+            if message is None:
+                return
+            yield message
 
 
 class FleetLink:
-    """Calls `connected` at every new stream and `ordered` with every message of it, from a thread of its own.
-
-    When another fleet attaches to the server it calls `replaced`, and dials no more.
-    """
+    """Calls `connected` with every new stream and `ordered` with every message from it, in a thread of its own."""
 
     def __init__(
         self,
         server: str,
-        *,
-        connected: Callable[[], None],
+        connected: Callable[[FleetStream], None],
         ordered: Callable[[training_pb2.FleetOrders], None],
-        replaced: Callable[[], None],
     ) -> None:
         self._server = server
         self._connected = connected
         self._ordered = ordered
-        self._replaced = replaced
-        self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._stream: FleetStream | None = None
+        self._has_orders = False  # from the present stream: only then it was of use
         self._closing = threading.Event()
-        threading.Thread(target=self._run, name="fleet-link", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="fleet-link", daemon=True)
+        self._thread.start()
 
-    def send(self, message: training_pb2.FleetMessage) -> None:
-        """Send a message on the present stream; a later stream begins with the whole state anyway."""
-        self._outgoing.put(message)
-
-    def close(self) -> None:
-        """End the stream."""
+    def close(self, timeout_s: float) -> None:
+        """End the connection in order."""
         self._closing.set()
-        self._outgoing.put(None)
+        if self._stream is not None:
+            self._stream.close()
+        self._thread.join(timeout_s)
 
     def _run(self) -> None:
+        num_failed, told = 0, ""  # failures in a row; the last reason that was logged
         while not self._closing.is_set():
+            self._has_orders = False
             with channels.connect(self._server) as channel:
                 try:
-                    grpc.channel_ready_future(channel).result(timeout=channels.KEEPALIVE_MS / 1000)
-                    self._stream(channel)
+                    grpc.channel_ready_future(channel).result(timeout=DIAL_S)
+                    self._serve(channel)
+                    reason = "the server closed the stream"
                 except grpc.FutureTimeoutError:
-                    continue
+                    reason = "no answer"
                 except grpc.RpcError as error:
-                    if error.code() is grpc.StatusCode.ABORTED:  # another fleet has this one's place
-                        self._replaced()
-                        return
-            self._closing.wait(REDIAL_S)
+                    reason = error.details() or error.code().name
+            if reason != told and not self._closing.is_set():
+                log.warning("not connected to the server at %s: %s; dialling again", self._server, reason)
+                told = reason
+            if self._has_orders:
+                num_failed, told = 0, ""
+            self._closing.wait(REDIAL_S[min(num_failed, len(REDIAL_S) - 1)])
+            num_failed += 1
 
-    def _stream(self, channel: grpc.Channel) -> None:
-        outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._outgoing = outgoing
-        self._connected()
-        heartbeat = training_pb2.FleetMessage(heartbeat=training_pb2.Heartbeat())
-
-        def messages() -> Any:
-            while not self._closing.is_set() and self._outgoing is outgoing:
-                try:
-                    message = outgoing.get(timeout=HEARTBEAT_S)
-                except queue.Empty:
-                    message = heartbeat
-                if message is None:
-                    return
-                yield message
-
-        for orders in training_pb2_grpc.FleetServiceStub(channel).Attach(messages()):
-            self._ordered(orders)
+    def _serve(self, channel: grpc.Channel) -> None:
+        stream = self._stream = FleetStream()
+        try:
+            call = training_pb2_grpc.FleetServiceStub(channel).Attach(stream.messages())
+            self._connected(stream)
+            for orders in call:
+                self._has_orders = True
+                self._ordered(orders)
+        finally:
+            stream.close()

@@ -1,9 +1,11 @@
 """Loads a job's data by Ray tasks: one Ray object a shard, which Ray can rebuild from its task.
 
-Tasks ask for no CPU, since the actors hold them. Their errors come back as values, never as tracebacks.
+Tasks ask for no CPU, since the actors hold them. What is wrong with the data comes back as a value, never as a
+traceback.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,19 @@ from typing import Any
 import ray
 
 from lockstep_proto.v1 import job_pb2, service_pb2
-from lockstep_worker.dataset import Dataset, describe
-from lockstep_worker.errors import DataError
+from lockstep_worker.dataset import Dataset
+from lockstep_worker.describe import describe
+from lockstep_worker.errors import UNAVAILABLE, DataError
+from lockstep_worker.shard import Shard
 from lockstep_worker.sources import find_files
+from lockstep_worker.sources import label as file_label
 from lockstep_worker.uploads import cache_dir, fetch_upload
+from lockstep_worker.uploads import label as upload_label
 
-UPLOAD_LABEL_CHARS = 12  # of its SHA-256, when a message names an upload
+RETRIES = 3  # of a task whose process or machine was lost
+MEMORY_PART = 4  # a task asks for at most this part of a node's memory, so that several fit and none waits forever
+
+Post = Callable[[Callable[[], None]], None]  # has a call made in the fleet's own thread
 
 
 @dataclass(frozen=True)
@@ -28,18 +37,19 @@ class Place:
     server: str
     roots: tuple[str, ...]
 
-    def dataset(self) -> Dataset:
-        """Describe the data as this machine sees them. Raises DataError."""
-        spec = job_pb2.JobSpec.FromString(self.spec)
-        data = spec.data if self.training else spec.validation
+    def files(self) -> list[tuple[Path, str]]:
+        """Return (path, label) of the files, which are then on this machine. Raises DataError."""
+        data = self.data
         if data.WhichOneof("source") == "upload":
-            path = fetch_upload(self.server, data.upload, cache_dir())
-            sha, _, suffix = data.upload.partition(".")
-            files = [(path, f"upload {sha[:UPLOAD_LABEL_CHARS]}.{suffix}")]
-        else:
-            roots = [Path(root) for root in self.roots]
-            files = [(path, _label(path, roots)) for path in find_files(data.path, roots)]
-        return describe(data, spec, files, training=self.training)
+            return [(fetch_upload(self.server, data.upload, cache_dir()), upload_label(data.upload))]
+        roots = [Path(root) for root in self.roots]
+        return [(path, file_label(path, roots)) for path in find_files(data.path, roots)]
+
+    @property
+    def data(self) -> job_pb2.Data:
+        """The part of the spec that is meant."""
+        spec = job_pb2.JobSpec.FromString(self.spec)
+        return spec.data if self.training else spec.validation
 
 
 @dataclass(frozen=True)
@@ -51,55 +61,163 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Outline:
-    """What the fleet needs to know of a data set."""
+class Loaded:
+    """What a task that loaded shards found: their rows, and whether any has a weight above 0."""
 
     num_rows: int
-    can_be_entered: bool
+    has_weight: bool
 
 
-def outline(place: Place) -> Outline | Failure:
-    """Describe a data set."""
+@dataclass(frozen=True)
+class JobData:
+    """References of a job's shards, each a Shard, and the rows behind them."""
+
+    training: list[Any]
+    validation: list[Any]
+    num_rows: int
+    num_validation_rows: int
+
+
+def outline(place: Place) -> Dataset | Failure:
+    """Describe the data."""
     try:
-        dataset = place.dataset()
+        spec = job_pb2.JobSpec.FromString(place.spec)
+        return describe(place.data, spec, place.files(), training=place.training)
     except DataError as error:
         return Failure(error.message, error.error_type)
-    return Outline(dataset.num_rows, dataset.can_be_entered)
 
 
-def load(place: Place, indices: Sequence[int]) -> tuple[Any, ...]:
-    """Return the shards, and last a Failure or None. After a failure, the shards are None."""
+def load(place: Place, dataset: Dataset, lo: int, hi: int) -> Iterator[Shard | Loaded | Failure]:
+    """Yield the shards lo..hi−1, and last a Loaded or Failure. After a failure it takes the place of the shards."""
+    num_yielded, num_rows, has_weight = 0, 0, False
     try:
-        dataset = place.dataset()
-        return (*(dataset.shard(index) for index in indices), None)
+        place.files()  # a machine fetches an upload when it first needs it
+        for shard in dataset.shards(lo, hi):
+            yield shard
+            num_yielded += 1
+            num_rows += shard.num_rows
+            has_weight |= shard.weight is None or bool(shard.weight.any())
+        yield Loaded(num_rows, has_weight)
     except DataError as error:
-        return (*(None for _ in indices), Failure(error.message, error.error_type))
+        for _ in range(num_yielded, hi - lo + 1):
+            yield Failure(error.message, error.error_type)
 
 
-_outline: Any = ray.remote(num_cpus=0)(outline)
-_load: Any = ray.remote(num_cpus=0)(load)
+_outline: Any = ray.remote(num_cpus=0, max_retries=RETRIES, scheduling_strategy="SPREAD")(outline)
+_load: Any = ray.remote(num_cpus=0, max_retries=RETRIES, scheduling_strategy="SPREAD")(load)
 
 
-def start_outline(place: Place) -> Any:
-    """Start a task; return the reference of an Outline or Failure."""
-    return _outline.remote(place)
+class Loading:
+    """One job's data on their way: describes them, then loads them. Ends with one call of `done`, unless cancelled."""
+
+    def __init__(
+        self,
+        spec: job_pb2.JobSpec,
+        *,
+        server: str,
+        roots: Sequence[str],
+        post: Post,
+        done: Callable[[JobData | Failure], None],
+    ) -> None:
+        encoded = spec.SerializeToString()
+        kinds = [True, False] if spec.HasField("validation") else [True]
+        self._places = [Place(encoded, training, server, tuple(roots)) for training in kinds]
+        self._num_shards = spec.shards
+        self._post = post
+        self._done = done
+        self._pending: list[Any] = []
+        self._shards: list[list[Any]] = []
+        self._cancelled = False
+
+    def start(self) -> None:
+        """Begin."""
+        self._then([_outline.remote(place) for place in self._places], self._described)
+
+    def cancel(self) -> None:
+        """Have no more done, and drop what there is."""
+        self._cancelled = True
+        for reference in self._pending:
+            ray.cancel(reference, force=True)
+        self._pending, self._shards = [], []
+
+    def _described(self, datasets: list[Any]) -> None:
+        num_cpus, memory_bytes = _cluster()
+        reports: list[list[Any]] = []
+        for place, dataset in zip(self._places, datasets, strict=True):
+            self._shards.append([])
+            reports.append([])
+            for lo, hi in parts(self._num_shards, min(dataset.num_parts, num_cpus)):
+                options = {"num_returns": hi - lo + 1, **_memory(dataset, memory_bytes)}
+                *shards, report = _load.options(**options).remote(place, dataset, lo, hi)
+                self._shards[-1] += shards
+                reports[-1].append(report)
+        num_training = len(reports[0])
+        flat = [report for some in reports for report in some]
+        self._then(flat, lambda found: self._loaded(found[:num_training], found[num_training:]))
+
+    def _loaded(self, training: list[Loaded], validation: list[Loaded]) -> None:
+        for place, reports in zip(self._places, (training, validation), strict=False):
+            if not any(report.has_weight for report in reports):
+                what = "training" if place.training else "validation"
+                message = f"column {place.data.weight!r}: all sample weights of the {what} data are 0"
+                self._done(Failure(message, service_pb2.ERROR_TYPE_DATA_INVALID))
+                return
+        validation_shards = self._shards[1] if len(self._shards) > 1 else []
+        rows = [sum(report.num_rows for report in reports) for reports in (training, validation)]
+        self._done(JobData(self._shards[0], validation_shards, *rows))
+
+    def _then(self, references: list[Any], go_on: Callable[[list[Any]], None]) -> None:
+        """Go on with the values of tasks when all are there, or end with the first failure among them."""
+        self._pending = references
+        values: list[Any] = [None] * len(references)
+        num_left = len(references)
+
+        def came(i: int, future: Any) -> None:
+            nonlocal num_left
+            if self._cancelled:
+                return
+            error = future.exception()
+            values[i] = future.result() if error is None else Failure(_reason(error), UNAVAILABLE)
+            num_left -= 1
+            if num_left == 0:
+                self._pending = []
+                failure = next((value for value in values if isinstance(value, Failure)), None)
+                if failure is not None:
+                    self._shards = []
+                    self._done(failure)
+                else:
+                    go_on(values)
+
+        for i, reference in enumerate(references):
+            future = reference.future()
+            future.add_done_callback(lambda future, i=i: self._post(lambda: came(i, future)))
 
 
-def start_loading(place: Place, num_shards: int, *, can_be_entered: bool) -> tuple[list[Any], list[Any]]:
-    """Start the tasks that load all shards. Return the references of the shards, and those of their failures.
-
-    A format that cannot be entered in the middle is read by one task, in one pass.
-    """
-    batches = [[index] for index in range(num_shards)] if can_be_entered else [list(range(num_shards))]
-    shards: list[Any] = []
-    failures: list[Any] = []
-    for indices in batches:
-        *loaded, failure = _load.options(num_returns=len(indices) + 1).remote(place, indices)
-        shards += loaded
-        failures.append(failure)
-    return shards, failures
+def parts(num_shards: int, num_parts: int) -> list[tuple[int, int]]:
+    """Return ranges of shards, as equal as can be, for so many tasks."""
+    bounds = [num_shards * i // num_parts for i in range(num_parts + 1)]
+    return list(itertools.pairwise(bounds))
 
 
-def _label(path: Path, roots: Sequence[Path]) -> str:
-    root = next((root for root in roots if path.is_relative_to(root)), None)
-    return str(path.relative_to(root)) if root is not None else path.name
+def _cluster() -> tuple[int, int]:
+    """Return the cluster's CPUs, and the memory in bytes that Ray gives out on its smallest node."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    num_cpus = int(sum(node.get("CPU", 0) for node in nodes))
+    return max(1, num_cpus), int(min((node.get("memory", 0) for node in nodes), default=0))
+
+
+def _memory(dataset: Dataset, smallest_node_bytes: int) -> dict[str, int]:
+    """Return a task's memory option: for a shard and its copy; for all rows where they are read before the first."""
+    wanted = 2 * dataset.shard_bytes or 2 * sum(file.size_bytes for file in dataset.files)
+    given = min(wanted, smallest_node_bytes // MEMORY_PART)
+    return {"memory": given} if given else {}
+
+
+def _reason(error: BaseException) -> str:
+    """Say in words why a task gave no value."""
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return f"the data cannot be loaded: {type(error.cause).__name__}: {error.cause}"
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return "the data cannot be loaded: a machine ran out of memory; give it more, or the job more shards"
+    kind = type(error).__name__
+    return f"the data cannot be loaded: the loading process was lost {RETRIES + 1} times ({kind})"

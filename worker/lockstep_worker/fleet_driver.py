@@ -1,0 +1,186 @@
+"""Carries the fleet's effects to Ray and the server, and brings it their events through one queue."""
+
+import logging
+import os
+import queue
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+
+from lockstep_proto.v1 import job_pb2, training_pb2
+from lockstep_worker.actor import WorkerActor
+from lockstep_worker.fleet import AskToLeave, Effect, Fleet, ForgetData, KillWorker, LoadData, StartWorker, Tell
+from lockstep_worker.fleet_link import FleetLink, FleetStream
+from lockstep_worker.loading import Failure, JobData, Loading
+
+log = logging.getLogger(__name__)
+TICK_S = 0.2
+LOOK_S = 1.0  # how often the cluster's resources are looked at
+LOST_TICKS = 75  # without an answer from Ray, which is then gone; ticks do not pass while this process stands still
+CLOSE_S = 1.0  # for the end of the connection to the server
+
+
+class RayGoneError(Exception):
+    """The Ray cluster is lost, or this machine's part of it."""
+
+
+class FleetDriver:
+    """Runs a Fleet in the calling thread. Ray must have been initialised."""
+
+    def __init__(self, server: str, *, cpus_per_worker: int, data_roots: Sequence[str], grace_s: float) -> None:
+        self._server = server
+        self._cpus_per_worker = cpus_per_worker
+        self._data_roots = tuple(os.path.abspath(root) for root in data_roots)
+        self._fleet = Fleet(secrets.token_hex(3), grace_s=grace_s)
+        self._events: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._actors: dict[str, Any] = {}
+        self._loadings: dict[str, Loading] = {}
+        self._data: dict[str, JobData] = {}
+        self._stream: FleetStream | None = None
+        self._ticks_since_look = 0
+        self._node_id = ray.get_runtime_context().get_node_id()
+        self._looked(ray.nodes())  # type: ignore[no-untyped-call]  # so that the server's first news are right
+
+    def run(self) -> None:
+        """Work until `stop`, then end the workers. Raises RayGoneError."""
+        threading.Thread(target=self._look, name="look", daemon=True).start()
+        link = FleetLink(
+            self._server,
+            lambda stream: self._post(lambda: self._connected(stream)),
+            lambda orders: self._post(lambda: self._carry(self._fleet.ordered(orders.jobs, time.monotonic()))),
+        )
+        tick_s = time.monotonic() + TICK_S
+        while True:
+            try:
+                event = self._events.get(timeout=max(tick_s - time.monotonic(), 0.0))
+            except queue.Empty:
+                event = self._tick
+                tick_s = time.monotonic() + TICK_S
+            if event is None:
+                break
+            event()
+        link.close(CLOSE_S)
+        for actor in self._actors.values():
+            ray.kill(actor)
+
+    def stop(self) -> None:
+        """Have `run` end. May be called from a signal handler."""
+        self._events.put(None)
+
+    def _post(self, event: Callable[[], None]) -> None:
+        self._events.put(event)
+
+    def _tick(self) -> None:
+        self._ticks_since_look += 1
+        if self._ticks_since_look > LOST_TICKS:
+            raise RayGoneError(f"no answer for {LOST_TICKS * TICK_S:g} s")
+        self._carry(self._fleet.tick(time.monotonic()))
+
+    def _connected(self, stream: FleetStream) -> None:
+        log.info("connected to the server at %s", self._server)
+        self._stream = stream
+        self._carry(self._fleet.connected())
+
+    # The cluster
+
+    def _look(self) -> None:
+        """Look at the cluster again and again, in a thread of its own: when Ray is gone, a look never returns."""
+        while True:
+            time.sleep(LOOK_S)
+            try:
+                nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+            except Exception as error:
+                log.info("no look at the cluster: %s", death_in_words(error))  # the ticks tell when it is gone
+                return
+            self._post(lambda nodes=nodes: self._looked(nodes))  # type: ignore[misc]
+
+    def _looked(self, nodes: list[dict[str, Any]]) -> None:
+        self._ticks_since_look = 0
+        alive = [node for node in nodes if node["Alive"]]
+        if self._node_id not in {node["NodeID"] for node in alive}:
+            raise RayGoneError("this machine's Ray node is dead")
+        slots = sum(int(node["Resources"].get("CPU", 0)) // self._cpus_per_worker for node in alive)
+        resources = training_pb2.FleetResources(
+            worker_slots=slots, cpus_per_worker=self._cpus_per_worker, nodes=len(alive)
+        )
+        self._carry(self._fleet.resources_changed(resources))
+
+    # Effects
+
+    def _carry(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case LoadData(job_id, spec):
+                    self._load(job_id, spec)
+                case ForgetData(job_id):
+                    self._forget(job_id)
+                case StartWorker(job_id, worker_id):
+                    self._start(job_id, worker_id)
+                case AskToLeave(worker_id):
+                    log.info("a worker is to leave worker=%s", worker_id)
+                    self._actors[worker_id].leave.remote()
+                case KillWorker(worker_id):
+                    actor = self._actors.pop(worker_id, None)
+                    if actor is not None:
+                        ray.kill(actor)
+                case Tell(message):
+                    if self._stream is not None:
+                        self._stream.send(message)
+
+    def _load(self, job_id: str, spec: job_pb2.JobSpec) -> None:
+        log.info("loading data job=%s", job_id)
+        self._loadings[job_id] = Loading(
+            spec,
+            server=self._server,
+            roots=self._data_roots,
+            post=self._post,
+            done=lambda found: self._carry(self._data_came(job_id, found)),
+        )
+        self._loadings[job_id].start()
+
+    def _data_came(self, job_id: str, found: JobData | Failure) -> list[Effect]:
+        del self._loadings[job_id]
+        if isinstance(found, Failure):
+            log.warning("no data: %s job=%s", found.message, job_id)
+            return self._fleet.data_failed(
+                training_pb2.DataFailed(job_id=job_id, error_type=found.error_type, message=found.message)
+            )
+        log.info("data loaded: %d rows, %d for validation job=%s", found.num_rows, found.num_validation_rows, job_id)
+        self._data[job_id] = found
+        return self._fleet.data_loaded(job_id, found.num_rows, found.num_validation_rows, time.monotonic())
+
+    def _forget(self, job_id: str) -> None:
+        loading = self._loadings.pop(job_id, None)
+        if loading is not None:
+            loading.cancel()
+        self._data.pop(job_id, None)
+
+    def _start(self, job_id: str, worker_id: str) -> None:
+        log.info("starting a worker job=%s worker=%s", job_id, worker_id)
+        data = self._data[job_id]
+        # two calls at once, so that `leave` is heard while `run` runs
+        options = WorkerActor.options(num_cpus=self._cpus_per_worker, max_restarts=0, max_concurrency=2)
+        actor = self._actors[worker_id] = options.remote(worker_id, self._cpus_per_worker)
+        ended = actor.run.remote(job_id, self._server, data.training, data.validation).future()
+        ended.add_done_callback(lambda future: self._post(lambda: self._ended(job_id, worker_id, future)))
+
+    def _ended(self, job_id: str, worker_id: str, future: Any) -> None:
+        error = future.exception()
+        reason = None if error is None else death_in_words(error)
+        log.info("a worker ended: %s job=%s worker=%s", reason or future.result(), job_id, worker_id)
+        self._carry(self._fleet.worker_ended(worker_id, reason, time.monotonic()))
+
+
+def death_in_words(error: BaseException) -> str:
+    """Say in one line, without a traceback, why a worker's call gave no result."""
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return f"{type(error.cause).__name__}: {error.cause}".partition("\n")[0]
+    because = re.search(r"The actor is dead because (.+?)\.?(\s|$)(?=[A-Z]|$)", str(error))
+    if because is not None:
+        return because[1]
+    return (str(error).strip() or type(error).__name__).partition("\n")[0]
