@@ -1,0 +1,213 @@
+"""Workers and a job's run over real gRPC, without Ray: the adapters at both ends of an exchange."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+
+from lockstep_proto import channels
+from lockstep_proto.layout import Layout, digest
+from lockstep_proto.v1 import numerics_pb2, service_pb2, training_pb2
+from lockstep_server.exchange import ExchangeServicer, add_exchange
+from lockstep_server.metrics import Metrics
+from lockstep_server.outbox import Outbox
+from lockstep_server.run import JobRun
+from lockstep_worker.exchange import Worker
+from tests import plain_loop
+from tests.one_thread import shards_of
+from tests.plain_loop import Settings
+from tests.test_same_bits import spec_of
+
+RNG = np.random.default_rng(21)
+X = RNG.normal(size=(301, 12)).astype(np.float32)
+Y = RNG.integers(0, 4, 301)
+SETTINGS = Settings(sizes=(12, 600, 500, 4), batch=64, epochs=4, momentum=0.9)
+WAIT_S = 60.0
+
+
+class Listener:
+    """Keeps what a run tells."""
+
+    def __init__(self):
+        self.events, self.steps, self.epochs = [], [], []
+        self.outcome = None
+        self.ending = threading.Event()
+        self.at_step = {}
+
+    def event(self, severity, message):
+        self.events.append(message)
+
+    def step(self, record):
+        self.steps.append(record)
+        self.at_step.pop(record.step, lambda: None)()
+
+    def epoch(self, record):
+        self.epochs.append(record)
+
+    def changed(self):
+        pass
+
+    def ended(self, outcome):
+        self.outcome = outcome
+        self.ending.set()
+
+
+class Host:
+    """A server with one run, on an event loop in a thread of its own."""
+
+    def __init__(self, settings=SETTINGS, numerics=None, **changes):
+        self.spec = spec_of(settings)
+        for name, value in changes.items():
+            setattr(self.spec.workers, name, value)
+        self.listener = Listener()
+        self.numerics = numerics
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.thread.start()
+        self.address = self.call(self._start())
+        self.pool = ThreadPoolExecutor()
+
+    async def _start(self):
+        self.run = JobRun(
+            "job",
+            self.spec,
+            num_rows=len(X),
+            num_validation_rows=0,
+            attempt=1,
+            start=None,
+            initial=None,
+            listener=self.listener,
+            lease_s=2.0,
+            numerics=self.numerics,
+            metrics=Metrics(),
+        )
+        self.server = grpc.aio.server(options=list(channels.server_options()))
+        add_exchange(self.server, ExchangeServicer(lambda job_id: self.run if job_id == "job" else None))
+        port = self.server.add_insecure_port("127.0.0.1:0")
+        await self.server.start()
+        return f"127.0.0.1:{port}"
+
+    def call(self, coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(WAIT_S)
+
+    def worker(self, name, num_cpus=1):
+        shards = shards_of(self.spec.shards, X, Y)
+        made = Worker(name, "job", self.address, num_cpus=num_cpus, training=shards, validation=shards)
+        return made, self.pool.submit(made.run)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.loop.call_soon_threadsafe(self.run.close)
+        self.call(self.server.stop(None))
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
+        self.pool.shutdown()
+
+    @property
+    def digest(self):
+        assert self.listener.ending.wait(WAIT_S), self.run.phase
+        return digest(Layout.from_spec(self.spec), self.run.checkpoint().parameters)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return plain_loop.train(SETTINGS, X, Y).digest(SETTINGS)
+
+
+@pytest.mark.parametrize("cpus", [[1], [1, 1], [2], [2, 1, 1]])
+def test_workers_train_a_job_to_its_end_and_hear_of_it(cpus, expected):
+    with Host() as host:
+        futures = [host.worker(f"w{i}", num_cpus)[1] for i, num_cpus in enumerate(cpus)]
+        assert host.digest == expected
+        assert [future.result(WAIT_S) for future in futures] == ["the job has ended"] * len(cpus)
+        assert host.listener.outcome.stop_reason == service_pb2.STOP_REASON_EPOCHS
+        assert all(record.compute_s > 0 for record in host.listener.steps)
+
+
+def test_a_worker_leaves_in_the_middle_and_another_comes(expected):
+    with Host(min=2) as host:
+        first, leaving = host.worker("first")
+        host.listener.at_step = {5: first.leave, 9: lambda: host.worker("third", 2)}
+        host.worker("second")
+        assert host.digest == expected
+        assert leaving.result(WAIT_S) == "told to leave"
+        assert "worker first has left" in host.listener.events
+
+
+def test_a_worker_whose_stream_breaks_dials_again_as_a_newcomer(expected):
+    with Host() as host:
+        worker, running = host.worker("a")
+        host.listener.at_step = {7: lambda: worker._session._call.cancel()}  # noqa: PLW0108  (there is no session yet)
+        assert host.digest == expected
+        assert running.result(WAIT_S) == "the job has ended"
+        assert any("its stream ended" in event for event in host.listener.events)
+
+
+def test_a_worker_dials_until_its_job_runs_and_leaves_when_told(expected):
+    with Host() as host:
+        run, host.run = host.run, None
+        _, running = host.worker("a")
+        host.run = run
+        assert host.digest == expected
+        assert running.result(WAIT_S) == "the job has ended"
+        late, waiting = host.worker("late")
+        host.run = None
+        late.leave()
+        assert waiting.result(WAIT_S) in ("told to leave", "the job has ended")
+        host.run = run
+
+
+def test_a_worker_with_other_numerics_is_refused_naming_the_field():
+    with Host(numerics=numerics_pb2.NumericsFingerprint(numpy_version="0.1")) as host:
+        _, running = host.worker("odd")
+        reason = running.result(WAIT_S)
+        assert reason.startswith("worker odd is refused: its numerics differ from the job's in ")
+        assert host.listener.events == [reason]
+
+
+def test_a_computation_that_fails_ends_the_job_with_its_cause():
+    with Host() as host:
+
+        def broken(shard):
+            raise MemoryError("no room for shard")
+
+        made = Worker("a", "job", host.address, num_cpus=1, training=broken, validation=broken)
+        host.pool.submit(made.run)
+        assert host.listener.ending.wait(WAIT_S)
+        assert host.listener.outcome.state == service_pb2.JOB_STATE_FAILED
+        assert host.listener.outcome.message == "a worker cannot compute step 0: MemoryError: no room for shard"
+
+
+def test_a_stream_that_does_not_begin_with_a_hello_is_refused():
+    with Host() as host, channels.connect(host.address) as channel:
+        exchange = channel.stream_stream("/lockstep.v1.TrainingService/Exchange")
+        heartbeat = training_pb2.WorkerMessage(heartbeat=training_pb2.Heartbeat())
+        with pytest.raises(grpc.RpcError) as caught:
+            next(exchange(iter([heartbeat.SerializeToString()])))
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_an_outbox_gives_everything_up_to_its_last_message():
+    async def life():
+        outbox = Outbox()
+        outbox.put(0, b"a")
+        outbox.close(b"z")
+        return [message async for message in outbox.drain()]
+
+    assert asyncio.run(life()) == [b"a", b"z"]
+
+
+def test_an_outbox_says_when_a_version_would_be_one_too_many():
+    outbox = Outbox()
+    assert not outbox.behind(7)
+    outbox.put(5, b"")
+    assert not outbox.behind(6)
+    assert outbox.behind(7)
+    outbox.clear()
+    assert not outbox.behind(7)
