@@ -114,12 +114,16 @@ def free_port() -> int:
 
 def until(client: lockstep.Client, job: lockstep.Job, *, workers: int, beyond: int = -1) -> lockstep.Job:
     """The job as it was when it first had so many workers, and a step beyond the given one."""
-    seen = job
-    for update in client.watch(job.id, timeout_s=60.0):
-        seen = update.job
-        if seen.num_workers == workers and seen.step > beyond:
-            return seen
-    raise AssertionError(f"never had {workers} workers beyond step {beyond}: {seen!r} {seen.phase} {seen.message}")
+    seen, said = job, []
+    try:
+        for update in client.watch(job.id, timeout_s=60.0):
+            seen = update.job
+            said += [event.message for event in update.events]
+            if seen.num_workers == workers and seen.step > beyond:
+                return seen
+    except lockstep.WaitTimeoutError:
+        pass
+    raise AssertionError(f"never had {workers} workers beyond step {beyond}: {seen!r} {seen.phase} {said}")
 
 
 def assert_same_bits(job: lockstep.Job, reference: lockstep.Job) -> None:
