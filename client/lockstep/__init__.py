@@ -1,10 +1,11 @@
 """Lockstep: training of feed-forward neural networks with the same bits on any number of workers."""
 
-from lockstep.client import Client, Update
+from lockstep.client import Client
 from lockstep.errors import (
     ClusterError,
     InvalidDataError,
     InvalidModelError,
+    InvalidRequestError,
     InvalidSpecError,
     JobFailedError,
     JobStateError,
@@ -20,6 +21,7 @@ from lockstep.history import History
 from lockstep.job import Event, Job, JobState
 from lockstep.local import LocalCluster
 from lockstep.model import Model
+from lockstep.watching import Update
 from lockstep_proto.spec import Violation
 from lockstep_proto.v1.job_pb2 import JobSpec
 
@@ -30,6 +32,7 @@ __all__ = [
     "History",
     "InvalidDataError",
     "InvalidModelError",
+    "InvalidRequestError",
     "InvalidSpecError",
     "Job",
     "JobFailedError",

@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from lockstep import background, commands
-from lockstep.client import DEFAULT_ADDRESS
+from lockstep import addresses, background, commands
 from lockstep.errors import (
     ClusterError,
     InvalidSpecError,
@@ -89,8 +88,12 @@ def _add(
     if job:
         verb.add_argument("id", help="the job's id, or the beginning of it")
     if server:
-        address = os.environ.get("LOCKSTEP_SERVER", DEFAULT_ADDRESS)
-        verb.add_argument("--server", default=address, metavar="HOST:PORT", help="the server (default %(default)s)")
+        verb.add_argument(
+            "--server",
+            default=addresses.of_commands(),
+            metavar="HOST:PORT",
+            help="the server (default: $LOCKSTEP_SERVER, here %(default)s)",
+        )
     if reads:
         verb.add_argument("--format", choices=("text", "json"), default="text", help="what to print (default text)")
     return verb

@@ -2,26 +2,29 @@
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
-from lockstep import background
+from lockstep import addresses, background, submission
 from lockstep.client import Client
 from lockstep.errors import InvalidSpecError, JobFailedError
 from lockstep.job import Job, JobState
 from lockstep.model import Model
 from lockstep.output import (
-    SHORT_ID,
     event_fields,
     job_fields,
+    message_fields,
     next_commands,
-    plain_message,
+    print_events,
     print_fields,
     print_json,
     print_status,
     print_table,
+    short_id,
+    to_json,
 )
-from lockstep_proto.spec import SpecError, load_file, override, read_spec, to_dict
+from lockstep.progress import says_how_to_come_back
+from lockstep_proto.spec import SpecError, load_file, override, to_dict
+from lockstep_proto.v1 import job_pb2
 
 
 def up(options: argparse.Namespace) -> None:
@@ -34,7 +37,7 @@ def up(options: argparse.Namespace) -> None:
     arguments = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
     known = background.up(arguments)
     print_fields([("server", known["address"]), ("metrics", known["metrics_url"]), ("workers", options.workers)])
-    server = "" if known["address"].endswith(":50051") else f" --server {known['address']}"
+    server = addresses.option(known["address"])
     print(f"next:  lockstep submit examples/digits.toml --watch{server}\n       lockstep down")
 
 
@@ -52,13 +55,15 @@ def demo(options: argparse.Namespace) -> None:
 
 def submit(options: argparse.Namespace) -> None:
     """Queue a job, and follow it if asked to."""
-    values = _job_file(options)
+    if options.timeout is not None and not options.watch:
+        raise ValueError("--timeout limits the watching; it needs --watch")
+    spec = _read_spec(options)
     with Client(options.server) as client:
-        job = client.submit(_beside(values, options.file), request_id=options.request_id)
+        job = client.submit(spec, request_id=options.request_id)
         if options.format == "json" and not options.watch:
             print_json(job_fields(job))
         elif options.format == "text":
-            print(f"job {job.id} ({job.name}) {job.state}: {job.phase}\n{next_commands(job)}")
+            print(f"{_summary(job)}\n{next_commands(job)}", flush=True)
         if options.watch:
             _follow(client, job, options)
 
@@ -80,10 +85,13 @@ def status(options: argparse.Namespace) -> None:
     """Show a job."""
     with Client(options.server) as client:
         job = client.get(options.id)
+        events = job.events
     if options.format == "json":
-        print_json(job_fields(job))
-    else:
-        print_status(job)
+        print_json(job_fields(job) | {"events": [event_fields(event) for event in events]})
+        return
+    print_status(job)
+    print()
+    print_events(events)
 
 
 def watch(options: argparse.Namespace) -> None:
@@ -95,19 +103,19 @@ def watch(options: argparse.Namespace) -> None:
 def stop(options: argparse.Namespace) -> None:
     """Stop a job."""
     with Client(options.server) as client:
-        _say(client.stop(options.id))
+        print(_summary(client.stop(options.id)))
 
 
 def pause(options: argparse.Namespace) -> None:
     """Pause a job."""
     with Client(options.server) as client:
-        _say(client.pause(options.id))
+        print(_summary(client.pause(options.id)))
 
 
 def resume(options: argparse.Namespace) -> None:
     """Resume a job."""
     with Client(options.server) as client:
-        _say(client.resume(options.id))
+        print(_summary(client.resume(options.id)))
 
 
 def delete(options: argparse.Namespace) -> None:
@@ -130,7 +138,7 @@ def cluster(options: argparse.Namespace) -> None:
     with Client(options.server) as client:
         found = client.cluster()
     if options.format == "json":
-        print_json(plain_message(found))
+        print_json(message_fields(found))
         return
     slots = f"room for {found.worker_slots} of {found.cpus_per_worker} CPU on {found.nodes} machine(s)"
     print_fields(
@@ -160,75 +168,66 @@ def health(options: argparse.Namespace) -> None:
 
 def predict(options: argparse.Namespace) -> None:
     """Predict from a CSV file."""
-    from lockstep.predicting import read_features
+    from lockstep.predicting import read_features, to_csv
 
     model = Model.load(options.model)
     predicted = model.predict(read_features(model, options.data))
-    if options.format == "json":
-        print_json(predicted.tolist())
-        return
-    rows = predicted.reshape(len(predicted), -1)
-    header = "prediction" if rows.shape[1] == 1 else ",".join(f"prediction_{i}" for i in range(rows.shape[1]))
-    text = "\n".join([header, *(",".join(str(value) for value in row) for row in rows.tolist())]) + "\n"
+    text = to_json(predicted.tolist()) + "\n" if options.format == "json" else to_csv(predicted)
     if options.output is None:
         sys.stdout.write(text)
     else:
         options.output.write_text(text)
-        print(f"{len(rows)} predictions in {options.output}")
+        print(f"{len(predicted)} predictions in {options.output}", file=sys.stderr)
 
 
 def validate(options: argparse.Namespace) -> None:
     """Check a job file."""
-    values = _job_file(options)
-    try:
-        spec = read_spec(values, require_data=True)
-    except SpecError as error:
-        raise InvalidSpecError(error.violations) from None
+    spec = _read_spec(options)
+    violations = submission.violations(spec)
+    if violations:
+        raise InvalidSpecError(violations)
     if options.format == "json":
         print_json(to_dict(spec))
     else:
         print(f"{options.file} is a valid job")
 
 
-def _job_file(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the content of the job file, with what --set changes."""
+def _read_spec(options: argparse.Namespace) -> job_pb2.JobSpec:
+    """Return the job in the file, with what --set changes."""
     try:
         values = load_file(options.file)
         for assignment in options.set:
             values = override(values, assignment)
     except SpecError as error:
         raise InvalidSpecError(error.violations) from None
-    return values
-
-
-def _beside(values: dict[str, Any], file: Path) -> dict[str, Any]:
-    """Make the files that the job file names relative to where it lies."""
-    changed = dict(values)
-    for name, key in (("data", "upload"), ("validation", "upload"), ("initial_parameters", "model")):
-        table = changed.get(name)
-        if isinstance(table, dict) and isinstance(table.get(key), str):
-            changed[name] = table | {key: str(file.parent / Path(table[key]).expanduser())}
-    return changed
+    return submission.read(values, directory=options.file.parent)
 
 
 def _follow(client: Client, job: Job, options: argparse.Namespace) -> None:
-    if options.format == "json":
+    if options.format == "text":
+        job.wait(progress=True, timeout_s=options.timeout)
+        print_status(job)
+        return
+    with says_how_to_come_back(job):
         for update in client.watch(job.id, timeout_s=options.timeout):
             events = [event_fields(event) for event in update.events]
             print_json({"job": job_fields(update.job), "events": events, "notice": update.notice})
             job = update.job
-        if job.state is JobState.FAILED:
-            raise JobFailedError(job)
-        return
-    job.wait(progress=True, timeout_s=options.timeout)
-    print_status(job)
+    if job.state is JobState.FAILED:
+        raise JobFailedError(job)
 
 
 def _row(job: Job) -> tuple[Any, ...]:
     loss = "" if job.loss is None else f"{job.loss:.4g}"
     phase = "" if job.phase == job.state else job.phase
-    return job.id[:SHORT_ID], job.name, job.state, f"{job.step}/{job.num_steps}", loss, job.num_workers, phase
+    return short_id(job), job.name, job.state, f"{job.step}/{job.num_steps}", loss, job.num_workers, phase
 
 
-def _say(job: Job) -> None:
-    print(f"job {job.id} ({job.name}) is {job.state}: {job.phase}")
+def _summary(job: Job) -> str:
+    """Say in a line what has become of a job."""
+    state: str = job.state
+    if job.state.ended or job.state is JobState.PAUSED:
+        state += f" at step {job.step}" + (f": {job.message}" if job.message else "")
+    elif job.phase and job.phase != job.state:
+        state += f": {job.phase}"
+    return f"job {job.id} ({job.name}) {state}"

@@ -4,15 +4,16 @@ LockstepError
 ├── InvalidSpecError (ValueError)         the spec breaks rules; all of them in .violations
 ├── InvalidDataError (ValueError)         arrays, frames or files that cannot be sent as data
 ├── InvalidModelError (ValueError)        a file that is no model, or a model of another shape
-├── NotFoundError (LookupError)           no such job, model or upload, or several jobs whose ids begin so
-├── JobStateError (RuntimeError)          the job is in a state in which that cannot be done
+├── InvalidRequestError (ValueError)      what no server could answer: an id that is too short or not unique
+├── NotFoundError (LookupError)           no such job or upload
+├── JobStateError (RuntimeError)          the job is in a state in which that cannot be done, or has no such model
 ├── JobFailedError (RuntimeError)         the job has failed; its cause is the message
-├── ServerUnavailableError (ConnectionError)
-├── PermissionDeniedError (PermissionError)
+├── ServerUnavailableError (ConnectionError)  no server answers, or the connection has been closed
+├── PermissionDeniedError (PermissionError)   the server does not let this client do that
 ├── WaitTimeoutError (TimeoutError)       what was waited for did not come in time; a job goes on
 ├── StorageError (OSError)                the server cannot store it: its disk is full
 ├── ClusterError (RuntimeError)           a local cluster cannot be started
-└── ServerError (RuntimeError)            a defect of the server, or one that does not know the call
+└── ServerError (RuntimeError)            a defect of the server, or a server of another version
 """
 
 from collections.abc import Sequence
@@ -49,12 +50,16 @@ class InvalidModelError(LockstepError, ValueError):
     """A file that is no model, or is damaged, or a model that does not fit."""
 
 
+class InvalidRequestError(LockstepError, ValueError):
+    """What no server could answer: the beginning of an id that is too short, or that several jobs have."""
+
+
 class NotFoundError(LockstepError, LookupError):
-    """There is no such job, model or upload."""
+    """There is no such job or upload."""
 
 
 class JobStateError(LockstepError, RuntimeError):
-    """The job is in a state in which that cannot be done."""
+    """The job is in a state in which that cannot be done, or it has no such model."""
 
 
 class JobFailedError(LockstepError, RuntimeError):
@@ -67,7 +72,7 @@ class JobFailedError(LockstepError, RuntimeError):
 
 
 class ServerUnavailableError(LockstepError, ConnectionError):
-    """No server answers at the address."""
+    """No server answers at the address, or the connection has been closed."""
 
 
 class PermissionDeniedError(LockstepError, PermissionError):
@@ -91,8 +96,8 @@ class ServerError(LockstepError, RuntimeError):
 
 
 _BY_CODE: dict[grpc.StatusCode, type[LockstepError]] = {
-    grpc.StatusCode.INVALID_ARGUMENT: InvalidDataError,
-    grpc.StatusCode.OUT_OF_RANGE: InvalidDataError,
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
+    grpc.StatusCode.OUT_OF_RANGE: InvalidRequestError,
     grpc.StatusCode.DATA_LOSS: InvalidDataError,
     grpc.StatusCode.NOT_FOUND: NotFoundError,
     grpc.StatusCode.FAILED_PRECONDITION: JobStateError,
@@ -128,4 +133,6 @@ def translate(error: grpc.RpcError, address: str) -> LockstepError:
         )
     if kind is WaitTimeoutError:
         return kind(f"the server at {address} did not answer in time")
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return kind(f"the server at {address} is no Lockstep server, or one of another version: {details}")
     return kind(details or code.name)

@@ -3,10 +3,11 @@
 import enum
 import tempfile
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from lockstep.calls import CALL_S, SEND_S
 from lockstep.errors import JobFailedError
 from lockstep.history import History
 from lockstep.model import Model
@@ -43,6 +44,12 @@ class Event:
     severity: str
     message: str
 
+    @classmethod
+    def from_message(cls, message: service_pb2.Event) -> "Event":
+        """Return the event of a message."""
+        severity = service_pb2.Severity.Name(message.severity).removeprefix("SEVERITY_").lower()
+        return cls(message.sequence, message.time.ToDatetime(tzinfo=UTC), severity, message.message)
+
 
 class Job:
     """One training run. Attributes are as of the last answer of the server; `refresh` asks again."""
@@ -55,6 +62,11 @@ class Job:
     def id(self) -> str:
         """Twelve hexadecimal digits."""
         return self._message.id
+
+    @property
+    def address(self) -> str:
+        """The server that keeps it."""
+        return self._client.address
 
     @property
     def name(self) -> str:
@@ -166,17 +178,46 @@ class Job:
     @property
     def created(self) -> datetime:
         """When it was submitted, in UTC."""
-        return self._message.created.ToDatetime()
+        return self._message.created.ToDatetime(tzinfo=UTC)
+
+    @property
+    def started(self) -> datetime | None:
+        """When it first ran, in UTC; None before."""
+        return self._time("started")
+
+    @property
+    def finished(self) -> datetime | None:
+        """When it ended, in UTC; None before."""
+        return self._time("finished")
+
+    @property
+    def attempt(self) -> int:
+        """How often the server has taken it up."""
+        return self._message.attempt
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of training data; 0 until the data are loaded."""
+        return self._message.num_rows
+
+    @property
+    def num_validation_rows(self) -> int:
+        """Rows of validation data."""
+        return self._message.num_validation_rows
+
+    @property
+    def events(self) -> list[Event]:
+        """What has happened to it, oldest first; asks the server."""
+        return list(self._client._events(self.id))
 
     @property
     def history(self) -> History:
         """The numbers recorded so far, by step and by epoch; asks the server."""
         return self._client._history(self.id)
 
-    def refresh(self) -> "Job":
+    def refresh(self, *, timeout_s: float = CALL_S) -> "Job":
         """Ask the server how the job stands now."""
-        self._message = self._client._get(self.id)
-        return self
+        return self._take(self._client.get(self.id, timeout_s=timeout_s))
 
     def wait(self, *, progress: bool = False, timeout_s: float | None = None) -> "Job":
         """Wait until the job has ended. A job that a person stopped has ended, too.
@@ -191,33 +232,40 @@ class Job:
             raise JobFailedError(self)
         return self
 
-    def model(self, which: Which = "last") -> Model:
-        """Return its last model, or the one with the lowest validation loss ("best"). Raises NotFoundError."""
+    def model(self, which: Which = "last", *, timeout_s: float = SEND_S) -> Model:
+        """Return its last model, or the one with the lowest validation loss ("best"). Raises JobStateError."""
         with tempfile.TemporaryDirectory() as directory:
-            return Model.load(self.download(Path(directory) / "model.safetensors", which=which))
+            return Model.load(self.download(Path(directory) / "model.safetensors", which=which, timeout_s=timeout_s))
 
-    def download(self, path: "str | Path", *, which: Which = "last") -> Path:
-        """Write its model to a safetensors file."""
-        return self._client._download(self.id, Path(path), which)
+    def download(self, path: "str | Path", *, which: Which = "last", timeout_s: float = SEND_S) -> Path:
+        """Write its model to a safetensors file. Raises JobStateError if it has no such model, or not yet."""
+        return self._client._download(self.id, Path(path), which, timeout_s)
 
-    def stop(self) -> "Job":
+    def stop(self, *, timeout_s: float = CALL_S) -> "Job":
         """End it between two versions; it keeps its model."""
-        self._message = self._client.stop(self.id)._message
-        return self
+        return self._take(self._client.stop(self.id, timeout_s=timeout_s))
 
-    def pause(self) -> "Job":
+    def pause(self, *, timeout_s: float = CALL_S) -> "Job":
         """Pause it between two versions; its workers are free for others."""
-        self._message = self._client.pause(self.id)._message
-        return self
+        return self._take(self._client.pause(self.id, timeout_s=timeout_s))
 
-    def resume(self) -> "Job":
+    def resume(self, *, timeout_s: float = CALL_S) -> "Job":
         """Take it up again where it was paused."""
-        self._message = self._client.resume(self.id)._message
+        return self._take(self._client.resume(self.id, timeout_s=timeout_s))
+
+    def delete(self, *, timeout_s: float = CALL_S) -> int:
+        """Remove it with its files, stopping it first if it runs. Return the bytes given back."""
+        return self._client.delete(self.id, timeout_s=timeout_s)
+
+    def _take(self, newer: "Job") -> "Job":
+        self._message = newer._message
         return self
 
-    def delete(self) -> int:
-        """Remove it with its files, stopping it first if it runs. Return the bytes given back."""
-        return self._client.delete(self.id)
+    def _time(self, field: str) -> datetime | None:
+        if not self._message.HasField(field):  # type: ignore[arg-type]
+            return None
+        time: datetime = getattr(self._message, field).ToDatetime(tzinfo=UTC)
+        return time
 
     def __repr__(self) -> str:
         loss = "" if self.loss is None else f" loss={self.loss:.4g}"

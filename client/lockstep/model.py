@@ -1,6 +1,6 @@
 """A trained network: predicts, tells its parameters, is saved and loaded."""
 
-from collections.abc import Sequence
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ class Model:
     def __init__(self, spec: job_pb2.JobSpec, flat: Array) -> None:
         self.spec = spec
         self._layout = Layout.from_spec(spec)
-        self._flat = np.ascontiguousarray(flat, self._layout.dtype)
+        self._flat = np.array(flat, self._layout.dtype)
         self._flat.flags.writeable = False
         self._views = self._layout.views(self._flat)
         self._network: Network | None = None
@@ -79,35 +79,45 @@ class Model:
         """Return the accuracy of a classifier, or R² (the coefficient of determination) of a regression."""
         predicted = self.predict(x)
         y = np.asarray(y.to_numpy() if hasattr(y, "to_numpy") else y)
-        if self._is_softmax and y.ndim == 2:
+        if self._is_softmax and y.ndim == 2 and y.shape[1] == self._layout.sizes[-1]:
             y = y.argmax(axis=1)
+        if y.size != predicted.size:
+            raise ValueError(f"y must have shape {predicted.shape}, got {y.shape}")
         y = y.reshape(predicted.shape)
         if self._is_softmax or self._is_binary:
             return float(np.mean(predicted == y))
         y = y.astype(np.float64)
-        return float(1.0 - np.sum((y - predicted) ** 2) / np.sum((y - y.mean(axis=0)) ** 2))
+        residual, total = np.sum((y - predicted) ** 2), np.sum((y - y.mean(axis=0)) ** 2)
+        if total == 0.0:
+            return float(residual == 0.0)
+        return float(1.0 - residual / total)
 
     def save(self, path: "str | Path") -> Path:
         """Write the model to a safetensors file. Raises OSError."""
+        Path(path).write_bytes(self.to_bytes())
+        return Path(path)
+
+    def to_bytes(self) -> bytes:
+        """Return the content of the safetensors file that `save` writes."""
         from google.protobuf import json_format
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         tensors: dict[str, Array] = {}
         for l, (weights, biases) in enumerate(self._views, start=2):
             # safetensors takes memory as it lies: an array that is not C-contiguous would be saved scrambled
             tensors |= {f"W{l}": np.ascontiguousarray(weights), f"b{l}": np.ascontiguousarray(biases)}
         spec = json_format.MessageToJson(self.spec, preserving_proto_field_name=True, indent=None)
-        save_file(tensors, Path(path), metadata={"format": FORMAT, "spec": spec, "digest": self.digest})
-        return Path(path)
+        return save(tensors, metadata={"format": FORMAT, "spec": spec, "digest": self.digest})
 
     @classmethod
     def load(cls, path: "str | Path") -> "Model":
-        """Read a model. Raises InvalidModelError for a file that is none or is damaged, FileNotFoundError."""
-        from google.protobuf import json_format
+        """Read a model. Raises InvalidModelError for a file that is none or is damaged, FileNotFoundError, OSError."""
         from safetensors import SafetensorError, safe_open
 
         if not Path(path).exists():
             raise FileNotFoundError(f"{path}: there is no such file")
+        if Path(path).is_dir():
+            raise IsADirectoryError(f"{path} is a directory, not a model")
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
@@ -116,7 +126,7 @@ class Model:
             raise InvalidModelError(f"{path}: is no whole safetensors file: {error}") from None
         if metadata.get("format") != FORMAT:
             raise InvalidModelError(f"{path}: is no Lockstep model")
-        spec = json_format.Parse(metadata["spec"], job_pb2.JobSpec())
+        spec = _read_spec(metadata, path)
         model = cls(spec, _flatten(tensors, Layout.from_spec(spec), path))
         if model.digest != metadata.get("digest"):
             raise InvalidModelError(f"{path}: its digest does not fit its content: the file is damaged")
@@ -134,12 +144,23 @@ class Model:
         return f"<Model {'-'.join(map(str, self._layout.sizes))} {self._layout.dtype} sha256:{self.digest[:12]}>"
 
 
+def _read_spec(metadata: dict[str, str], path: "str | Path") -> job_pb2.JobSpec:
+    from google.protobuf import json_format
+
+    try:
+        spec = json_format.Parse(metadata.get("spec", ""), job_pb2.JobSpec())
+    except json_format.ParseError as error:
+        raise InvalidModelError(f"{path}: its spec is not of this version of Lockstep: {error}") from None
+    if not spec.network.layers:
+        raise InvalidModelError(f"{path}: its spec has no layers")
+    return spec
+
+
 def _flatten(tensors: dict[str, Array], layout: Layout, path: "str | Path") -> Array:
-    flat = np.empty(layout.num_parameters, layout.dtype)
-    pairs: Sequence[tuple[Array, Array]] = layout.views(flat)
-    for l, (weights, biases) in enumerate(pairs, start=2):
-        for name, view in ((f"W{l}", weights), (f"b{l}", biases)):
-            if name not in tensors or tensors[name].shape != view.shape:
-                raise InvalidModelError(f"{path}: {name} must have shape {view.shape}")
-            view[...] = tensors[name]
-    return flat
+    parts: list[Array] = []
+    for l, (n_in, n_out) in enumerate(itertools.pairwise(layout.sizes), start=2):
+        for name, shape in ((f"W{l}", (n_in, n_out)), (f"b{l}", (n_out,))):
+            if name not in tensors or (tensors[name].shape, tensors[name].dtype) != (shape, layout.dtype):
+                raise InvalidModelError(f"{path}: must have {name} of shape {shape} and type {layout.dtype}")
+            parts.append(tensors[name].reshape(-1))
+    return np.concatenate(parts)

@@ -4,10 +4,12 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from google.protobuf.message import Message
 
+from lockstep import addresses
 from lockstep.job import Event, Job
 from lockstep_proto.spec import to_dict
 
@@ -17,42 +19,42 @@ SHORT_ID = 6  # digits that are shown where an id is to be typed again
 def job_fields(job: Job) -> dict[str, Any]:
     """Return what `--format json` says of a job."""
     names = [
-        "id", "name", "state", "phase", "message", "error_type", "stop_reason", "step", "num_steps", "epoch",
-        "num_epochs", "loss", "validation_loss", "validation_accuracy", "rows_per_s", "num_workers", "remaining_s",
-        "digest", "reproducible",
+        "id", "name", "state", "phase", "message", "error_type", "stop_reason", "created", "started", "finished",
+        "attempt", "step", "num_steps", "epoch", "num_epochs", "loss", "validation_loss", "validation_accuracy",
+        "rows_per_s", "remaining_s", "num_workers", "num_rows", "num_validation_rows", "digest", "reproducible",
     ]  # fmt: skip
     return {name: getattr(job, name) for name in names} | {
-        "created": job.created.isoformat() + "Z",
-        "numerics": plain_message(job.numerics),
+        "numerics": message_fields(job.numerics),
+        "server_numerics": message_fields(job.server_numerics),
         "spec": to_dict(job.spec),
     }
 
 
 def event_fields(event: Event) -> dict[str, Any]:
     """Return what `--format json` says of an event."""
-    return {
-        "sequence": event.sequence,
-        "time": event.time.isoformat(),
-        "severity": event.severity,
-        "message": event.message,
-    }
+    return vars(event)
 
 
-def plain_message(message: Message) -> dict[str, Any]:
-    """Return all fields of a message without messages in it, or with repeated ones."""
+def message_fields(message: Message) -> dict[str, Any]:
+    """Return all fields of a message, those of messages within it too."""
     values: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
         if field.is_repeated:
-            values[field.name] = [plain_message(item) for item in value]
+            values[field.name] = [message_fields(item) if isinstance(item, Message) else item for item in value]
         else:
-            values[field.name] = plain_message(value) if isinstance(value, Message) else value
+            values[field.name] = message_fields(value) if isinstance(value, Message) else value
     return values
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document, on one line where a program reads it. What is no number becomes null."""
-    print(json.dumps(_finite(value), indent=2 if sys.stdout.isatty() else None, default=str), flush=True)
+    """Print one JSON document, on one line where a program reads it."""
+    print(to_json(value, indent=2 if sys.stdout.isatty() else None), flush=True)
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Return a JSON document. Times are written as in RFC 3339; what is no number becomes null."""
+    return json.dumps(_plain(value), indent=indent)
 
 
 def print_fields(rows: Sequence[tuple[str, Any]]) -> None:
@@ -68,10 +70,11 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(*header, box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(Text(str(cell)) for cell in row))
     console = Console()
     # a program that reads the table gets whole lines, however narrow its window is said to be
     console.print(table, width=None if console.is_terminal else 200)
@@ -79,6 +82,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 def print_status(job: Job) -> None:
     """Print how a job stands."""
+    rows = f"{job.num_rows:,}" + (f" and {job.num_validation_rows:,} for validation" if job.num_validation_rows else "")
     print_fields(
         [
             ("job", job.id),
@@ -86,6 +90,10 @@ def print_status(job: Job) -> None:
             ("state", job.state),
             ("phase", job.phase if job.phase != job.state else ""),
             ("message", job.message),
+            ("created", _time(job.created)),
+            ("started", _time(job.started)),
+            ("finished", _time(job.finished)),
+            ("rows", rows if job.num_rows else ""),
             ("step", f"{job.step} of {job.num_steps}" if job.num_steps else ""),
             ("epoch", f"{job.epoch} of {job.num_epochs}" if job.num_epochs else ""),
             ("loss", _number(job.loss)),
@@ -98,22 +106,40 @@ def print_status(job: Job) -> None:
     )
 
 
+def print_events(events: Sequence[Event]) -> None:
+    """Print what has happened, a line each."""
+    for event in events:
+        severity = "" if event.severity == "info" else f"{event.severity}: "
+        print(f"{_time(event.time)}  {severity}{event.message}")
+
+
+def short_id(job: Job) -> str:
+    """Return the beginning of the job's id, which is enough for commands."""
+    return job.id[:SHORT_ID]
+
+
 def next_commands(job: Job) -> str:
     """Return the three commands that come after a submission."""
-    short = job.id[:SHORT_ID]
-    return (
-        f"next:  lockstep watch {short}\n       lockstep stop {short}\n"
-        f"       lockstep download {short} -o model.safetensors"
-    )
+    verbs = ("watch {}", "stop {}", "download {} -o model.safetensors")
+    server = addresses.option(job.address)
+    lines = [f"lockstep {verb.format(short_id(job))}{server}" for verb in verbs]
+    return "next:  " + "\n       ".join(lines)
+
+
+def _time(time: datetime | None) -> str:
+    return "" if time is None else f"{time.astimezone():%Y-%m-%d %H:%M:%S}"
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
 
 
-def _finite(value: Any) -> Any:
+def _plain(value: Any) -> Any:
+    """Return what JSON has for a value."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [_plain(item) for item in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,16 +1,22 @@
 """Shows a job while it trains, and waits for its end."""
 
+import logging
+import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
+from lockstep import addresses
 from lockstep.job import JobState
 
 if TYPE_CHECKING:
-    from lockstep.client import Update
     from lockstep.job import Job
+    from lockstep.watching import Update
 
 LINE_EVERY_S = 1.0  # where lines cannot be written over
+log = logging.getLogger("lockstep")
 
 
 def follow(job: "Job", *, progress: bool, timeout_s: float | None) -> None:
@@ -19,20 +25,31 @@ def follow(job: "Job", *, progress: bool, timeout_s: float | None) -> None:
         return
     display = Display() if progress else None
     try:
-        for update in job._client.watch(job.id, timeout_s=timeout_s):
-            job._message = update.job._message
-            if display is not None:
-                display.show(update)
-    except KeyboardInterrupt:
-        print(
-            f"\njob {job.id} goes on; come back with `lockstep watch {job.id[:6]}` "
-            f"or client.get({job.id[:6]!r}).wait()",
-            file=sys.stderr,
-        )
-        raise
+        with says_how_to_come_back(job):
+            for update in job._client.watch(job.id, timeout_s=timeout_s):
+                job._take(update.job)
+                if display is not None:
+                    display.show(update)
+                elif update.notice:
+                    log.warning(update.notice)
     finally:
         if display is not None:
             display.close()
+
+
+@contextmanager
+def says_how_to_come_back(job: "Job") -> Iterator[None]:
+    """On Ctrl-C, say that the job goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        short = job.id[:6]
+        print(
+            f"\njob {job.id} goes on; come back with `lockstep watch {short}{addresses.option(job.address)}` "
+            f"or Client({job.address!r}).wait({short!r})",
+            file=sys.stderr,
+        )
+        raise
 
 
 class Display:
@@ -42,7 +59,7 @@ class Display:
         self._out = out or sys.stdout
         self._in_place = self._out.isatty() or "ipykernel" in sys.modules
         self._width = 0
-        self._written_s = 0.0
+        self._written_s: float | None = None
         self._last = ""
 
     def show(self, update: "Update") -> None:
@@ -54,9 +71,8 @@ class Display:
             self._line(update.notice)
         text = describe(update.job)
         if self._in_place:
-            self._out.write("\r" + text.ljust(self._width))
-            self._width = len(text)
-        elif text != self._last and (update.job.state.ended or time.monotonic() - self._written_s >= LINE_EVERY_S):
+            self._write_over(text)
+        elif text != self._last and (update.job.state.ended or self._is_due()):
             self._written_s, self._last = time.monotonic(), text
             self._out.write(text + "\n")
         self._out.flush()
@@ -67,9 +83,17 @@ class Display:
             self._out.write("\n")
             self._out.flush()
 
+    def _write_over(self, text: str) -> None:
+        text = text[: shutil.get_terminal_size().columns - 1]  # a line that wraps could not be written over
+        self._out.write("\r" + text.ljust(self._width))
+        self._width = len(text)
+
     def _line(self, text: str) -> None:
         self._out.write(("\r" + text.ljust(self._width) if self._in_place else text) + "\n")
         self._width = 0
+
+    def _is_due(self) -> bool:
+        return self._written_s is None or time.monotonic() - self._written_s >= LINE_EVERY_S
 
 
 def describe(job: "Job") -> str:
@@ -77,18 +101,18 @@ def describe(job: "Job") -> str:
     parts = [job.name]
     if job.state is not JobState.RUNNING:
         parts.append(str(job.state))
-    if job.num_steps == 0 or not (job.phase.startswith("step") or job.state.ended):
-        parts.append(job.phase if job.phase != str(job.state) else "")
+    if job.phase != str(job.state) and not job.phase.startswith("step ") and not job.state.ended:
+        parts.append(job.phase)
     if job.num_steps:
         parts += [f"step {job.step}/{job.num_steps}", f"epoch {job.epoch}/{job.num_epochs}"]
     for label, value in (("loss", job.loss), ("val loss", job.validation_loss), ("val acc", job.validation_accuracy)):
         if value is not None:
             parts.append(f"{label} {value:.4f}")
     if job.state is JobState.RUNNING and job.num_steps:
-        parts += [f"{job.rows_per_s:,.0f} rows/s", f"{job.num_workers} worker{'s' if job.num_workers != 1 else ''}"]
-        if job.remaining_s is not None:
-            parts.append(f"{_duration(job.remaining_s)} left")
-    if job.state.ended and job.message:
+        parts.append(f"{job.rows_per_s:,.0f} rows/s" if job.rows_per_s else "")
+        parts.append(f"{job.num_workers} worker{'s' if job.num_workers != 1 else ''}")
+        parts.append(f"{_duration(job.remaining_s)} left" if job.remaining_s is not None else "")
+    if job.state.ended:
         parts.append(job.message)
     return "  ".join(part for part in parts if part)
 

@@ -1,0 +1,70 @@
+"""Follows a job over a connection that may be lost and found again."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from lockstep.calls import Deadline
+from lockstep.errors import ServerUnavailableError, WaitTimeoutError, translate
+from lockstep.job import Event, Job
+from lockstep_proto.v1 import service_pb2
+
+REDIAL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Update:
+    """One look at a watched job. `notice` says what happened to the connection, if something did."""
+
+    job: Job
+    events: list[Event] = field(default_factory=list)
+    notice: str = ""
+
+
+def watch(
+    call: Callable[..., Any],
+    make_job: Callable[[service_pb2.Job], Job],
+    job_id: str,
+    *,
+    address: str,
+    after_event: int,
+    timeout_s: float | None,
+) -> Iterator[Update]:
+    """Yield the job now and whenever it changes, until it has ended; `call` is JobService.Watch.
+
+    A server that goes away is dialled again. Raises ServerUnavailableError only if it was never there, and
+    WaitTimeoutError.
+    """
+    deadline = Deadline(timeout_s)
+    job: Job | None = None
+    away = False
+    while True:
+        try:
+            request = service_pb2.WatchRequest(job_id=job_id, after_event=after_event)
+            for response in call(request, timeout=deadline.left_s):
+                job = make_job(response.job)
+                after_event = max([after_event, *(event.sequence for event in response.events)])
+                events = [Event.from_message(event) for event in response.events]
+                yield Update(job, events, f"the server at {address} is back" if away else "")
+                away = False
+            if job is not None and job.state.ended:
+                return
+        except grpc.RpcError as error:
+            problem = translate(error, address)
+            if isinstance(problem, WaitTimeoutError):
+                raise _not_ended(job_id, timeout_s) from None
+            if not isinstance(problem, ServerUnavailableError) or job is None:
+                raise problem from None
+        if job is not None and not away:
+            away = True
+            yield Update(job, [], f"the server at {address} went away; dialling again")
+        if deadline.is_over:
+            raise _not_ended(job_id, timeout_s)
+        time.sleep(REDIAL_S)
+
+
+def _not_ended(job_id: str, timeout_s: float | None) -> WaitTimeoutError:
+    return WaitTimeoutError(f"job {job_id} has not ended after {timeout_s:g} s; it goes on")
