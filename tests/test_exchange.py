@@ -184,6 +184,21 @@ def test_a_computation_that_fails_ends_the_job_with_its_cause():
         assert host.listener.outcome.message == "a worker cannot compute step 0: MemoryError: no room for shard"
 
 
+def raise_a_defect(*_):
+    raise KeyError("nobody foresaw this")
+
+
+@pytest.mark.parametrize("event", ["worker_joined", "chunk_received", "tick"])
+def test_an_error_that_nobody_foresaw_fails_the_job_instead_of_leaving_it_to_wait(event, monkeypatch):
+    with Host() as host:
+        monkeypatch.setattr(host.run.training, event, raise_a_defect)
+        if event != "tick":
+            host.worker("a")
+        assert host.listener.ending.wait(WAIT_S)
+        assert host.listener.outcome.error_type == service_pb2.ERROR_TYPE_INTERNAL
+        assert host.listener.outcome.message == "a defect in Lockstep: KeyError('nobody foresaw this')"
+
+
 def test_a_stream_that_does_not_begin_with_a_hello_is_refused():
     with Host() as host, channels.connect(host.address) as channel:
         exchange = channel.stream_stream("/lockstep.v1.TrainingService/Exchange")

@@ -29,9 +29,10 @@ class Outbox:
         self._messages.clear()
 
     def close(self, message: bytes) -> None:
-        """Queue the last message."""
-        self.put(-1, message)
-        self._closing = True
+        """Queue the last message, unless there is one already."""
+        if not self._closing:
+            self.put(-1, message)
+            self._closing = True
 
     async def drain(self) -> AsyncIterator[bytes]:
         """Yield the messages as they come, until the last one."""

@@ -1,8 +1,10 @@
 """A job that runs: carries the effects of its training to streams, listener and metrics, and brings it the events."""
 
 import asyncio
+import contextlib
+import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import numpy.typing as npt
@@ -23,6 +25,7 @@ from lockstep_server.records import EpochRecord, Outcome, RunListener, StepRecor
 from lockstep_server.speed import Speed
 from lockstep_server.training import Training
 
+log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
 
 
@@ -111,8 +114,8 @@ class JobRun:
 
     @property
     def workers(self) -> list[service_pb2.WorkerInfo]:
-        """The workers that are connected."""
-        return list(self._infos.values())
+        """The workers that compute or could; one that was given up does not count, though its stream may drag on."""
+        return [info for worker_id, info in self._infos.items() if worker_id in self.training.workers]
 
     def checkpoint(self) -> Checkpoint:
         """Return the present version, whole."""
@@ -162,8 +165,9 @@ class JobRun:
             worker_id=hello.worker_id, job_id=self.job_id, host=hello.host, num_cpus=hello.num_cpus
         )
         outbox.put(self.step, self._welcome())
-        self._carry(self.training.worker_joined(hello.worker_id, hello.num_cpus, self._clock()))
-        self._workers_changed()
+        with self._defects_end_it():
+            self._carry(self.training.worker_joined(hello.worker_id, hello.num_cpus, self._clock()))
+            self._workers_changed()
         writing = asyncio.ensure_future(_write(outbox, write))
         reading = asyncio.ensure_future(self._read(hello.worker_id, messages))
         try:
@@ -176,27 +180,44 @@ class JobRun:
 
     async def _read(self, worker_id: str, messages: AsyncIterator[Any]) -> None:
         async for message in messages:
-            if isinstance(message, NodeChunk):
-                self._num_bytes_in += len(message.data)
-                self._carry(self.training.chunk_received(worker_id, message, self._clock()))
-                continue
-            match message.WhichOneof("kind"):
-                case "leaving":
-                    self._carry(self.training.worker_leaving(worker_id, self._clock()))
+            with self._defects_end_it():
+                if isinstance(message, NodeChunk):
+                    self._num_bytes_in += len(message.data)
+                    self._carry(self.training.chunk_received(worker_id, message, self._clock()))
+                elif self._said(worker_id, message):
                     return
-                case "failure":
-                    failure = message.failure
-                    self.end(
-                        Outcome(service_pb2.JOB_STATE_FAILED, error_type=failure.error_type, message=failure.message)
-                    )
-                case _:
-                    self.training.workers.heard(worker_id, self._clock())
+
+    def _said(self, worker_id: str, message: training_pb2.WorkerMessage) -> bool:
+        """Take in what a worker says of itself. Return whether it was its last word."""
+        match message.WhichOneof("kind"):
+            case "leaving":
+                self._carry(self.training.worker_leaving(worker_id, self._clock()))
+                return True
+            case "failure":
+                told = message.failure
+                self.end(Outcome(service_pb2.JOB_STATE_FAILED, error_type=told.error_type, message=told.message))
+            case _:
+                self.training.workers.heard(worker_id, self._clock())
+        return False
 
     def _gone(self, worker_id: str, outbox: Outbox) -> None:
         if self._outboxes.get(worker_id) is outbox:
             del self._outboxes[worker_id], self._infos[worker_id]
-            self._carry(self.training.worker_lost(worker_id, "its stream ended", self._clock()))
-            self._workers_changed()
+            with self._defects_end_it():
+                self._carry(self.training.worker_lost(worker_id, "its stream ended", self._clock()))
+                self._workers_changed()
+
+    @contextlib.contextmanager
+    def _defects_end_it(self) -> Iterator[None]:
+        """Fail the job at an error nobody foresaw, instead of leaving it to wait for ever."""
+        try:
+            yield
+        except Exception as error:
+            log.exception("a defect ends the job", extra={"job": self.job_id, "step": self.step})
+            message = f"a defect in Lockstep: {error!r}"
+            self.end(
+                Outcome(service_pb2.JOB_STATE_FAILED, error_type=service_pb2.ERROR_TYPE_INTERNAL, message=message)
+            )
 
     def _compare_numerics(self, hello: training_pb2.WorkerHello) -> str | None:
         if self.numerics is None:
@@ -221,10 +242,10 @@ class JobRun:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(self._lease_s / TICKS_PER_LEASE)
-            self._speed.look(self._clock())
-            self._carry(self.training.tick(self._clock()))
-            self._measure()
-            self._listener.changed()
+            with self._defects_end_it():
+                self._speed.look(self._clock())
+                self._carry(self.training.tick(self._clock()))
+                self._workers_changed()
 
     def _carry(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -244,6 +265,8 @@ class JobRun:
                         self._outboxes[worker_id].close(_goodbye(reason, refused=refused))
                 case Ended(outcome):
                     self.close()
+                    for outbox in self._outboxes.values():  # also to those that were given up
+                        outbox.close(_goodbye("the job has ended", refused=False))
                     self._measure()
                     self._listener.ended(outcome)
 
@@ -287,7 +310,7 @@ class JobRun:
         """Tell the metrics what is not worth telling at every step."""
         training = self.training
         computing = sum(1 for worker in training.workers.values() if worker.ranges)
-        self._metrics.workers(self.job_id, {"computing": computing, "idle": len(self._infos) - computing})
+        self._metrics.workers(self.job_id, {"computing": computing, "idle": len(training.workers) - computing})
         self._metrics.duplicates(self.job_id, training.num_duplicates - self._counted_duplicates)
         self._metrics.reassigned(self.job_id, training.num_reassigned - self._counted_reassigned)
         self._counted_duplicates, self._counted_reassigned = training.num_duplicates, training.num_reassigned

@@ -18,6 +18,7 @@ class WorkerProcess:
         self._worker_id = worker_id
         self._num_cpus = num_cpus
         self._worker: Worker | None = None
+        self._leaving = False
 
     def run(self, job_id: str, server: str, training: Sequence[Any], validation: Sequence[Any]) -> str:
         """Compute for a job until it ends. Each reference is one Shard. Return why it ended."""
@@ -34,10 +35,13 @@ class WorkerProcess:
             training=lambda shard: fetch(training, shard),
             validation=lambda shard: fetch(validation, shard),
         )
+        if self._leaving:
+            self._worker.leave()
         return self._worker.run()
 
     def leave(self) -> None:
-        """Have `run` end soon, in order."""
+        """Have `run` end soon, in order. It may be on its way still: Ray starts the calls of two threads in no order."""
+        self._leaving = True
         if self._worker is not None:
             self._worker.leave()
 

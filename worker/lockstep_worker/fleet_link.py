@@ -43,17 +43,23 @@ class FleetStream:
 
 
 class FleetLink:
-    """Calls `connected` with every new stream and `ordered` with every message from it, in a thread of its own."""
+    """Calls `connected` with every new stream and `ordered` with every message from it, in a thread of its own.
+
+    It ends by itself, with a call of `replaced`, when another fleet has attached: two that dialled again and again
+    would drive each other out for ever.
+    """
 
     def __init__(
         self,
         server: str,
         connected: Callable[[FleetStream], None],
         ordered: Callable[[training_pb2.FleetOrders], None],
+        replaced: Callable[[], None],
     ) -> None:
         self._server = server
         self._connected = connected
         self._ordered = ordered
+        self._replaced = replaced
         self._stream: FleetStream | None = None
         self._has_orders = False  # from the present stream: only then it was of use
         self._closing = threading.Event()
@@ -79,6 +85,9 @@ class FleetLink:
                 except grpc.FutureTimeoutError:
                     reason = "no answer"
                 except grpc.RpcError as error:
+                    if error.code() == grpc.StatusCode.ABORTED:
+                        self._replaced()
+                        return
                     reason = error.details() or error.code().name
             if reason != told and not self._closing.is_set():
                 log.warning("not connected to the server at %s: %s; dialling again", self._server, reason)

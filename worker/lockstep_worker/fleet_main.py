@@ -30,7 +30,7 @@ ENVIRONMENT = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the fleet until a signal or the end of its parent ends it; exits with 1 when Ray is gone."""
+    """Run the fleet until a signal or the end of its parent ends it; exits with 1 when Ray is gone or another fleet came."""
     options = _parser().parse_args(arguments)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -47,12 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         _stop_in_time(driver, with_parent=options.exit_with_parent)
         print("lockstep-fleet is ready", flush=True)
-        driver.run()
+        stopped = driver.run()
     except RayGoneError as error:
         _give_up(f"the Ray cluster at {options.ray_address} is gone: {error}")
     import ray
 
     ray.shutdown()
+    if not stopped:
+        sys.exit(f"lockstep-fleet: another fleet has attached to the server at {options.server}")
 
 
 def _start_ray(options: argparse.Namespace) -> None:
