@@ -1,5 +1,6 @@
 """A cluster on this machine: a server, Ray and workers, as processes that end with the program that made them."""
 
+import importlib.util
 import json
 import os
 import select
@@ -29,6 +30,9 @@ ENVIRONMENT = {
 }
 
 
+NEEDED = ("grpc_health", "grpc_reflection", "prometheus_client", "pyarrow", "ray")
+
+
 class LocalCluster:
     """`with LocalCluster(workers=2) as client:` gives a Client of a cluster that ends with the block.
 
@@ -48,6 +52,8 @@ class LocalCluster:
     ) -> None:
         if workers < 1 or cpus_per_worker < 1:
             raise ValueError(f"workers and cpus_per_worker must be at least 1, got {workers} and {cpus_per_worker}")
+        if not Path(data_root or ".").is_dir():
+            raise ValueError(f"data_root {data_root} is no directory")
         self._workers = workers
         self._cpus_per_worker = cpus_per_worker
         self._data_root = Path(data_root or Path.cwd()).absolute()
@@ -61,7 +67,9 @@ class LocalCluster:
         self.metrics_url = ""
 
     def start(self) -> Client:
-        """Start everything; return a Client once the workers can be had."""
+        """Start everything, unless it is started; return a Client once the workers can be had."""
+        if self._client is not None:
+            return self._client
         try:
             return self._start()
         except BaseException:
@@ -69,6 +77,7 @@ class LocalCluster:
             raise
 
     def _start(self) -> Client:
+        _check_installed()
         state_dir = self._state_dir or self._make_temporary()
         logs = state_dir / "logs"
         logs.mkdir(parents=True, exist_ok=True)
@@ -93,6 +102,11 @@ class LocalCluster:
             if time.monotonic() > end_s or not fleet.running:
                 raise ClusterError(f"the fleet did not attach to the server:\n{fleet.end_of_log()}")
             time.sleep(0.02)
+
+    @property
+    def running(self) -> bool:
+        """Whether it is started and all its processes live."""
+        return bool(self._processes) and all(process.running for process in self._processes)
 
     def close(self) -> None:
         """End everything. Safe to call again."""
@@ -126,6 +140,13 @@ class LocalCluster:
     def __repr__(self) -> str:
         where = f" at {self.address}" if self._processes else ", not started"
         return f"<LocalCluster of {self._workers} workers with {self._cpus_per_worker} CPUs{where}>"
+
+
+def _check_installed() -> None:
+    """The client alone is light; a cluster needs the rest of Lockstep, too."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ClusterError(f"a local cluster needs {', '.join(missing)}: pip install 'lockstep-training[all]'")
 
 
 class _Process:

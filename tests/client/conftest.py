@@ -1,0 +1,69 @@
+"""One local cluster of one worker for all tests of the client, and jobs for it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lockstep
+
+RNG = np.random.default_rng(5)
+X = RNG.normal(size=(48, 4)).astype(np.float32)
+Y = RNG.integers(0, 3, 48)
+SPEC: dict[str, Any] = {
+    "name": "small",
+    "network": {"inputs": 4, "layers": [{"units": 5, "activation": "tanh"}, {"units": 3, "activation": "softmax"}]},
+    "loss": "cross_entropy",
+    "optimizer": {"sgd": {"learning_rate": 0.1, "momentum": 0.5}},
+    "batch_size": 16,
+    "epochs": 2,
+    "shards": 4,
+    "seed": 7,
+}
+ENDLESS = {key: value for key, value in SPEC.items() if key != "epochs"} | {"name": "endless", "steps": 10**9}
+# The cluster has one worker, so that this one stays in the queue.
+WAITING = SPEC | {"name": "waiting", "workers": {"min": 2, "max": 2}}
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the cluster's workers read files by path."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="session")
+def client(data_root: Path) -> Iterator[lockstep.Client]:
+    with lockstep.LocalCluster(workers=1, data_root=data_root) as connected:
+        yield connected
+
+
+@pytest.fixture(autouse=True)
+def _no_cluster_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A cluster that the person at this machine has up is none of the tests' business."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.delenv("LOCKSTEP_SERVER", raising=False)
+
+
+@pytest.fixture
+def submit(client: lockstep.Client) -> Iterator[Callable[..., lockstep.Job]]:
+    """Submits jobs with data, and deletes them after the test."""
+    jobs: list[lockstep.Job] = []
+
+    def submit(spec: Any = SPEC, **changes: Any) -> lockstep.Job:
+        jobs.append(client.submit(spec | changes, data=(X, Y)))
+        return jobs[-1]
+
+    yield submit
+    for job in jobs:
+        try:
+            job.delete()
+        except lockstep.NotFoundError:
+            pass
+
+
+@pytest.fixture(scope="session")
+def trained(client: lockstep.Client) -> lockstep.Job:
+    """A job that has succeeded, with validation. Nobody deletes it."""
+    return client.submit(SPEC | {"name": "trained"}, data=(X, Y), validation=(X[:9], Y[:9])).wait(timeout_s=60)

@@ -1,0 +1,74 @@
+"""Servers without workers: a process that can be killed and started again, and one in a thread of the test."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any, Self
+
+from lockstep_server.server import Server
+from lockstep_server.settings import Settings
+
+
+class ServerProcess:
+    """`lockstep-server` on a free port, that it has again when it is started again."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "lockstep_server.main", "--state-dir", str(self._state_dir)]
+        log = (self._state_dir.parent / "server.log").open("ab")
+        with log:
+            self._process = subprocess.Popen(
+                [*command, "--port", str(self.port), "--http-port", "0", "--exit-with-parent"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+        assert self._process.stdout is not None
+        self.address = json.loads(self._process.stdout.readline())["grpc"]
+        self.port = int(self.address.rpartition(":")[2])
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.kill()
+
+
+class ServerThread:
+    """A server in a thread of this process, so that a test can reach into it."""
+
+    def __init__(self, state_dir: Path, **settings: Any) -> None:
+        self._settings = Settings(state_dir=state_dir, port=0, http_port=0, **settings)
+        self._loop = asyncio.new_event_loop()
+        self._ending = asyncio.Event()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),))
+
+    async def _serve(self) -> None:
+        server = Server(self._settings)
+        await server.start()
+        self.address = server.grpc_address
+        self._ready.set()
+        await self._ending.wait()
+        await server.stop()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._ready.wait(30)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._loop.call_soon_threadsafe(self._ending.set)
+        self._thread.join(30)
+        self._loop.close()
