@@ -3,7 +3,6 @@
 import logging
 import os
 import queue
-import re
 import secrets
 import threading
 import time
@@ -17,6 +16,7 @@ from lockstep_worker.actor import WorkerActor
 from lockstep_worker.fleet import AskToLeave, Effect, Fleet, ForgetData, KillWorker, LoadData, StartWorker, Tell
 from lockstep_worker.fleet_link import FleetLink, FleetStream
 from lockstep_worker.loading import Failure, JobData, Loading
+from lockstep_worker.ray_errors import in_words
 
 log = logging.getLogger(__name__)
 TICK_S = 0.2
@@ -43,16 +43,21 @@ class FleetDriver:
         self._data: dict[str, JobData] = {}
         self._stream: FleetStream | None = None
         self._ticks_since_look = 0
+        self._replaced = False
         self._node_id = ray.get_runtime_context().get_node_id()
         self._looked(ray.nodes())  # type: ignore[no-untyped-call]  # so that the server's first news are right
 
-    def run(self) -> None:
-        """Work until `stop`, then end the workers. Raises RayGoneError."""
+    def run(self) -> bool:
+        """Work until `stop` or until another fleet has taken this one's place, then end the workers.
+
+        Return whether it was `stop`. Raises RayGoneError.
+        """
         threading.Thread(target=self._look, name="look", daemon=True).start()
         link = FleetLink(
             self._server,
             lambda stream: self._post(lambda: self._connected(stream)),
             lambda orders: self._post(lambda: self._carry(self._fleet.ordered(orders.jobs, time.monotonic()))),
+            self._give_way,
         )
         tick_s = time.monotonic() + TICK_S
         while True:
@@ -67,10 +72,15 @@ class FleetDriver:
         link.close(CLOSE_S)
         for actor in self._actors.values():
             ray.kill(actor)
+        return not self._replaced
 
     def stop(self) -> None:
         """Have `run` end. May be called from a signal handler."""
         self._events.put(None)
+
+    def _give_way(self) -> None:
+        self._replaced = True
+        self.stop()
 
     def _post(self, event: Callable[[], None]) -> None:
         self._events.put(event)
@@ -95,7 +105,7 @@ class FleetDriver:
             try:
                 nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
             except Exception as error:
-                log.info("no look at the cluster: %s", death_in_words(error))  # the ticks tell when it is gone
+                log.info("no look at the cluster: %s", in_words(error))  # the ticks tell when it is gone
                 return
             self._post(lambda nodes=nodes: self._looked(nodes))  # type: ignore[misc]
 
@@ -171,16 +181,6 @@ class FleetDriver:
 
     def _ended(self, job_id: str, worker_id: str, future: Any) -> None:
         error = future.exception()
-        reason = None if error is None else death_in_words(error)
+        reason = None if error is None else in_words(error)
         log.info("a worker ended: %s job=%s worker=%s", reason or future.result(), job_id, worker_id)
         self._carry(self._fleet.worker_ended(worker_id, reason, time.monotonic()))
-
-
-def death_in_words(error: BaseException) -> str:
-    """Say in one line, without a traceback, why a worker's call gave no result."""
-    if isinstance(error, ray.exceptions.RayTaskError):
-        return f"{type(error.cause).__name__}: {error.cause}".partition("\n")[0]
-    because = re.search(r"The actor is dead because (.+?)\.?(\s|$)(?=[A-Z]|$)", str(error))
-    if because is not None:
-        return because[1]
-    return (str(error).strip() or type(error).__name__).partition("\n")[0]

@@ -16,6 +16,7 @@ from lockstep_proto.v1 import job_pb2, service_pb2
 from lockstep_worker.dataset import Dataset
 from lockstep_worker.describe import describe
 from lockstep_worker.errors import UNAVAILABLE, DataError
+from lockstep_worker.ray_errors import in_words
 from lockstep_worker.shard import Shard
 from lockstep_worker.sources import find_files
 from lockstep_worker.sources import label as file_label
@@ -177,7 +178,11 @@ class Loading:
             if self._cancelled:
                 return
             error = future.exception()
-            values[i] = future.result() if error is None else Failure(_reason(error), UNAVAILABLE)
+            values[i] = (
+                future.result()
+                if error is None
+                else Failure(f"the data cannot be loaded: {in_words(error)}", UNAVAILABLE)
+            )
             num_left -= 1
             if num_left == 0:
                 self._pending = []
@@ -211,13 +216,3 @@ def _memory(dataset: Dataset, smallest_node_bytes: int) -> dict[str, int]:
     wanted = 2 * dataset.shard_bytes or 2 * sum(file.size_bytes for file in dataset.files)
     given = min(wanted, smallest_node_bytes // MEMORY_PART)
     return {"memory": given} if given else {}
-
-
-def _reason(error: BaseException) -> str:
-    """Say in words why a task gave no value."""
-    if isinstance(error, ray.exceptions.RayTaskError):
-        return f"the data cannot be loaded: {type(error.cause).__name__}: {error.cause}"
-    if isinstance(error, ray.exceptions.OutOfMemoryError):
-        return "the data cannot be loaded: a machine ran out of memory; give it more, or the job more shards"
-    kind = type(error).__name__
-    return f"the data cannot be loaded: the loading process was lost {RETRIES + 1} times ({kind})"

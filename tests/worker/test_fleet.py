@@ -1,0 +1,302 @@
+import pytest
+
+from lockstep_proto.v1 import job_pb2, service_pb2, training_pb2
+from lockstep_worker.fleet import (
+    FIRST_RETRY_S,
+    HEALTHY_S,
+    LONGEST_RETRY_S,
+    ORDERLY_S,
+    AskToLeave,
+    Fleet,
+    ForgetData,
+    KillWorker,
+    LoadData,
+    StartWorker,
+    Tell,
+)
+
+SPEC = job_pb2.JobSpec(name="n")
+GRACE_S = 3.0
+
+
+def order(job_id, num_workers):
+    return training_pb2.JobOrder(job_id=job_id, spec=SPEC, num_workers=num_workers)
+
+
+def loaded_message(job_id):
+    return training_pb2.FleetMessage(
+        data_loaded=training_pb2.DataLoaded(job_id=job_id, num_rows=100, num_validation_rows=10)
+    )
+
+
+class Driven:
+    """A fleet, and what a driver would know of it."""
+
+    def __init__(self):
+        self.fleet = Fleet("f", grace_s=GRACE_S)
+        self.now = 1000.0
+        self.running = {}  # worker id -> job id
+        self.leaving = set()
+        self.told = []
+        self.data = set()
+
+    def carry(self, effects):
+        for effect in effects:
+            match effect:
+                case LoadData(job_id, spec):
+                    assert spec == SPEC
+                    assert job_id not in self.data
+                    self.data.add(job_id)
+                case ForgetData(job_id):
+                    self.data.remove(job_id)
+                    assert job_id not in self.running.values()
+                case StartWorker(job_id, worker_id):
+                    assert worker_id not in self.running
+                    self.running[worker_id] = job_id
+                case AskToLeave(worker_id):
+                    assert worker_id in self.running
+                    self.leaving.add(worker_id)
+                case KillWorker(worker_id):
+                    self.running.pop(worker_id, None)
+                    self.leaving.discard(worker_id)
+                case Tell(message):
+                    self.told.append(message)
+        return effects
+
+    def order(self, **jobs):
+        return self.carry(self.fleet.ordered([order(*item) for item in jobs.items()], self.now))
+
+    def loaded(self, job_id):
+        return self.carry(self.fleet.data_loaded(job_id, 100, 10, self.now))
+
+    def ended(self, worker_id, error=None):
+        return self.carry(self.fleet.worker_ended(worker_id, error, self.now))
+
+    def wait(self, seconds):
+        self.now += seconds
+        return self.carry(self.fleet.tick(self.now))
+
+    def count(self, job_id):
+        """Workers of a job that are to stay."""
+        return sum(job == job_id and worker not in self.leaving for worker, job in self.running.items())
+
+    def take_told(self):
+        told, self.told = self.told, []
+        return told
+
+
+@pytest.fixture
+def driven():
+    return Driven()
+
+
+@pytest.fixture
+def running(driven):
+    """Job a runs with three workers."""
+    driven.order(a=3)
+    driven.loaded("a")
+    driven.wait(HEALTHY_S + 1)
+    driven.take_told()
+    return driven
+
+
+# Data
+
+
+def test_a_jobs_data_are_loaded_when_it_first_appears(driven):
+    assert driven.order(a=2) == [LoadData("a", SPEC)]
+    assert driven.order(a=3) == []
+
+
+def test_workers_start_all_at_once_when_the_data_are_there(driven):
+    driven.order(a=3)
+    driven.wait(100)
+    assert driven.count("a") == 0
+    effects = driven.loaded("a")
+    assert effects == [Tell(loaded_message("a")), *[StartWorker("a", f"f-{i}") for i in (1, 2, 3)]]
+
+
+def test_the_newest_number_of_workers_counts_when_the_data_are_there(driven):
+    driven.order(a=3)
+    driven.order(a=1)
+    driven.loaded("a")
+    assert driven.count("a") == 1
+
+
+def test_data_that_cannot_be_had_are_told_and_no_worker_starts(driven):
+    driven.order(a=2)
+    failed = training_pb2.DataFailed(
+        job_id="a", error_type=service_pb2.ERROR_TYPE_DATA_INVALID, message="d.csv: there are no rows"
+    )
+    assert driven.carry(driven.fleet.data_failed(failed)) == [Tell(training_pb2.FleetMessage(data_failed=failed))]
+    driven.wait(100)
+    assert driven.order(a=2) == []
+    assert driven.count("a") == 0
+
+
+def test_news_of_data_of_a_job_that_has_vanished_say_nothing(driven):
+    driven.order(a=1)
+    driven.order()
+    assert driven.loaded("a") == []
+    assert driven.fleet.data_failed(training_pb2.DataFailed(job_id="a")) == []
+
+
+def test_a_job_that_comes_back_is_loaded_afresh(running):
+    running.order()
+    assert running.order(a=2) == [LoadData("a", SPEC)]
+    running.loaded("a")
+    assert running.count("a") == 2
+
+
+# Numbers of workers
+
+
+def test_more_workers_are_started_when_more_are_wanted(running):
+    assert running.order(a=5) == [StartWorker("a", "f-4"), StartWorker("a", "f-5")]
+
+
+def test_the_same_orders_again_change_nothing(running):
+    assert running.order(a=3) == []
+    assert running.wait(1) == []
+
+
+def test_surplus_workers_are_asked_to_leave_the_newest_first(running):
+    assert running.order(a=1) == [AskToLeave("f-2"), AskToLeave("f-3")]
+    assert running.order(a=1) == []
+
+
+def test_a_worker_that_left_frees_its_cpus_and_nobody_is_told(running):
+    running.order(a=2)
+    assert running.ended("f-3") == [KillWorker("f-3")]
+    assert running.wait(100) == []
+
+
+def test_a_worker_that_does_not_leave_in_time_is_killed(running):
+    running.order(a=2)
+    assert running.wait(GRACE_S - 0.1) == []
+    assert running.wait(0.2) == [KillWorker("f-3")]
+    assert running.ended("f-3", "it was killed") == []
+
+
+def test_a_leaving_worker_is_no_longer_counted(running):
+    running.order(a=2)
+    assert running.order(a=3) == [StartWorker("a", "f-4")]
+
+
+def test_jobs_are_kept_apart(running):
+    running.order(a=2, b=1)
+    running.loaded("b")
+    assert (running.count("a"), running.count("b")) == (2, 1)
+    running.order(b=1)
+    assert (running.count("a"), running.count("b")) == (0, 1)
+
+
+def test_a_job_that_vanishes_is_forgotten_with_its_workers(running):
+    running.order(a=2)  # one is about to leave
+    effects = running.order()
+    assert effects == [*[KillWorker(f"f-{i}") for i in (1, 2, 3)], ForgetData("a")]
+    assert running.wait(100) == []
+
+
+# Deaths
+
+
+def test_a_worker_that_dies_after_a_while_is_told_and_replaced_at_once(running):
+    exited = training_pb2.WorkerExited(job_id="a", worker_id="f-2", message="its node has died")
+    assert running.ended("f-2", "its node has died") == [
+        KillWorker("f-2"),
+        Tell(training_pb2.FleetMessage(worker_exited=exited)),
+        StartWorker("a", "f-4"),
+    ]
+
+
+def test_a_worker_that_dies_young_is_replaced_after_a_wait_that_doubles_up_to_a_limit(driven):
+    driven.order(a=1)
+    driven.loaded("a")
+    wait_s, waits = FIRST_RETRY_S, []
+    for _ in range(12):
+        (worker_id,) = driven.running
+        driven.ended(worker_id, "it crashed")
+        driven.wait(wait_s - 0.01)
+        assert driven.count("a") == 0
+        driven.wait(0.02)
+        assert driven.count("a") == 1
+        waits.append(wait_s)
+        wait_s = min(2 * wait_s, LONGEST_RETRY_S)
+    assert waits[:3] == [0.5, 1.0, 2.0]
+    assert waits[-1] == LONGEST_RETRY_S
+    assert len(driven.take_told()) == 1 + 12
+
+
+def test_workers_that_start_and_die_together_count_as_one_death(driven):
+    driven.order(a=4)
+    driven.loaded("a")
+    for worker_id in list(driven.running):
+        driven.ended(worker_id, "it crashed")
+    driven.wait(FIRST_RETRY_S)
+    assert driven.count("a") == 4
+
+
+def test_a_worker_that_lived_ends_the_growth_of_the_wait(driven):
+    driven.order(a=1)
+    driven.loaded("a")
+    for _ in range(5):
+        (worker_id,) = driven.running
+        driven.ended(worker_id, "it crashed")
+        driven.wait(LONGEST_RETRY_S)
+    driven.wait(HEALTHY_S + 1)
+    (worker_id,) = driven.running
+    driven.ended(worker_id, "its node has died")
+    assert driven.count("a") == 1
+
+
+def test_a_worker_that_the_server_sent_away_is_replaced_only_if_it_is_still_wanted_a_little_later(running):
+    assert running.ended("f-1") == [KillWorker("f-1")]
+    assert running.take_told() == []
+    assert running.wait(ORDERLY_S - 0.1) == []
+    assert running.wait(0.2) == [StartWorker("a", "f-4")]
+
+
+def test_a_worker_whose_job_is_over_is_not_replaced(running):
+    for worker_id in ("f-1", "f-2", "f-3"):
+        running.ended(worker_id)
+    assert running.order() == [ForgetData("a")]
+    assert running.wait(100) == []
+
+
+def test_an_unknown_worker_that_ends_says_nothing(running):
+    assert running.ended("f-99", "it crashed") == []
+
+
+# The server
+
+
+def test_resources_are_told_when_they_change(driven):
+    def changed(num_nodes):
+        resources = training_pb2.FleetResources(worker_slots=2, cpus_per_worker=1, nodes=num_nodes)
+        return driven.fleet.resources_changed(resources)
+
+    two = training_pb2.FleetResources(worker_slots=2, cpus_per_worker=1, nodes=2)
+    assert len(changed(1)) == 1
+    assert changed(1) == []
+    assert changed(2) == [Tell(training_pb2.FleetMessage(resources=two))]
+
+
+def test_a_server_that_was_dialled_again_is_told_resources_first_and_then_all_live_data(running):
+    resources = training_pb2.FleetResources(worker_slots=2, cpus_per_worker=1, nodes=1)
+    running.carry(running.fleet.resources_changed(resources))
+    running.order(a=3, b=1, c=1, d=1)
+    running.loaded("b")
+    failed = training_pb2.DataFailed(job_id="c", message="no such file")
+    running.carry(running.fleet.data_failed(failed))
+    running.order(a=3, c=1, d=1)  # b is over, d is still loading
+    assert running.fleet.connected() == [
+        Tell(training_pb2.FleetMessage(resources=resources)),
+        Tell(loaded_message("a")),
+        Tell(training_pb2.FleetMessage(data_failed=failed)),
+    ]
+
+
+def test_the_order_of_a_server_that_restarted_finds_its_job_loaded_and_running(running):
+    assert running.order(a=3) == []
+    assert running.count("a") == 3

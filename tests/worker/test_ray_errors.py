@@ -1,0 +1,39 @@
+import pytest
+import ray
+
+from lockstep_worker.ray_errors import in_words
+
+DIED = """The actor died unexpectedly before finishing this task.
+\tclass_name: WorkerProcess
+\tactor_id: 4b2f914c872d70adc04ddea501000000
+\tpid: 17572
+The actor is dead because """
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            ray.exceptions.RayTaskError("f", "Traceback (most recent call last): ...", ValueError("one\ntwo")),
+            "ValueError: one",
+        ),
+        (
+            ray.exceptions.ActorDiedError(DIED + "its worker process has died. Worker exit type: SYSTEM_ERROR ..."),
+            "its worker process has died",
+        ),
+        (ray.exceptions.ActorDiedError(DIED + "it was killed by `ray.kill`."), "it was killed by `ray.kill`"),
+        (ray.exceptions.ActorDiedError("The actor died because of a new reason\nand more"), "The actor died because"),
+        (ray.exceptions.WorkerCrashedError(), "its worker process has died"),
+        (ray.exceptions.OutOfMemoryError("Task was killed due to the node running low on memory"), "its machine ran"),
+        (ray.exceptions.TaskCancelledError(), "TaskCancelledError"),
+    ],
+)
+def test_an_error_becomes_one_line_of_words(error, words):
+    found = in_words(error)
+    assert found.startswith(words)
+    assert "\n" not in found
+    assert "class_name" not in found
+
+
+def test_the_reason_of_a_death_ends_with_its_sentence():
+    assert in_words(ray.exceptions.ActorDiedError(DIED + "its node has died. There is more")) == "its node has died"
