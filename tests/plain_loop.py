@@ -80,7 +80,7 @@ def output(s, m, y):
         e = np.exp(m - top)
         total = np.add.reduce(e, axis=1, keepdims=True)
         z = e / total
-        return np.add.reduce(y * ((np.log(total) + top) - m), axis=1), z - y, z
+        return np.add.reduce(y * (np.log(total) - (m - top)), axis=1), z - y, z
     r = m - y
     if s.loss == "squared_error":
         return 0.5 * np.add.reduce(r * r, axis=1), r, m

@@ -86,7 +86,7 @@ def rows_of_loss(output, loss, m, z, y):
     if loss == "cross_entropy":
         t = m.max(axis=1, keepdims=True)
         total = np.add.reduce(np.exp(m - t), axis=1, keepdims=True)
-        return reduce(((np.log(total) + t) - m) * y), z - y
+        return reduce((np.log(total) - (m - t)) * y), z - y
     if loss == "binary_cross_entropy":
         return reduce((np.maximum(m, 0) - y * m) + np.log1p(np.exp(-np.abs(m)))), z - y
     q, d = LOSS[loss](z - y)

@@ -126,3 +126,8 @@ def test_binary_cross_entropy_at_extremes(y, expected, dtype):
 def test_a_sure_right_answer_costs_next_to_nothing_but_not_nothing():
     q, _, _ = rows_of("BINARY_CROSS_ENTROPY", [[40.0, -40.0]], [[1.0, 0.0]])
     np.testing.assert_allclose(q, 2 * math.exp(-40), rtol=1e-12)
+
+
+def test_a_small_cross_entropy_is_not_lost_in_the_rounding_of_large_net_inputs():
+    q, _, _ = rows_of("CROSS_ENTROPY", [[1e6, 1e6 - 10.0]], [[1.0, 0.0]])
+    np.testing.assert_allclose(q, math.log1p(math.exp(-10.0)), rtol=1e-10)

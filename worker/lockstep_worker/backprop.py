@@ -37,7 +37,7 @@ Loss: q, one value a row, and d = ∂Q/∂ŷ, with ŷ = z^L, r = ŷ - Y; every a
     absolute_error        q = add.reduce(abs(r));       d = sign(r)
     huber                 h = clip(r, -δ, δ) * 0.5;  q = 2 * add.reduce((r - h) * h);  d = h + h
     cross_entropy         t = m^L.max(axis=1, keepdims=True);  S = add.reduce(exp(m^L - t), keepdims=True)
-                          q = add.reduce(((log(S) + t) - m^L) * Y)
+                          q = add.reduce((log(S) - (m^L - t)) * Y)
     binary_cross_entropy  q = add.reduce((maximum(m^L, 0) - Y * m^L) + log1p(exp(-abs(m^L))))
 The last two are fused: δ^L = ŷ - Y. For the others δ^L is d taken through the derivative of σ^L (the text's (13); with
 the Jacobian, for softmax). Where there are sample weights w (float64), δ^L * w.astype(dtype)[:, None] takes its place.

@@ -73,16 +73,17 @@ def _huber(delta: float) -> Rows:
 
 
 def _cross_entropy(m: Array, z: Array, y: Array, d: Array, t: Array) -> Array:
-    """Q = −Σ y_j log ŷ_j with ŷ = softmax m, as Σ y_j (log Σ_k e^m_k − m_j). Bridle (1990).
+    """Q = −Σ y_j log ŷ_j with ŷ = softmax m, as Σ y_j (log Σ_k e^(m_k − max m) − (m_j − max m)). Bridle (1990).
 
-    δ = ŷ − y, which takes it that Σ y_j = 1.
+    δ = ŷ − y, which takes it that Σ y_j = 1. Both parts are small where the answer is right, so that a small loss is
+    not lost in the rounding of a large net input.
     """
     top = m.max(axis=1, keepdims=True)  # (N, 1)
-    np.subtract(m, top, out=z)
-    np.exp(z, out=z)
+    np.subtract(m, top, out=d)
+    np.exp(d, out=z)
     total = np.add.reduce(z, axis=1, keepdims=True)  # (N, 1)
     z /= total  # ŷ
-    np.subtract(np.log(total) + top, m, out=d)  # −log ŷ
+    np.subtract(np.log(total), d, out=d)  # −log ŷ
     d *= y
     q: Array = np.add.reduce(d, axis=1)
     np.subtract(z, y, out=d)
