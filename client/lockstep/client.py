@@ -93,14 +93,7 @@ class Client:
         A server that goes away is dialled again, and an update says so. Raises ServerUnavailableError only if it
         was never there, and WaitTimeoutError after `timeout_s`.
         """
-        return watching.watch(
-            lambda request, timeout: self._jobs.Watch(request, timeout=timeout),
-            lambda message: Job(self, message),
-            job_id,
-            address=self.address,
-            after_event=after_event,
-            timeout_s=timeout_s,
-        )
+        return self._watch(job_id, after_event=after_event, timeout_s=timeout_s)
 
     def cluster(self, *, timeout_s: float = CALL_S) -> service_pb2.Cluster:
         """Return the server's version, its fleet and workers."""
@@ -142,6 +135,19 @@ class Client:
                 f"the connection to {self.address} is closed; use jobs inside the with block of their Client or cluster"
             )
 
+    def _watch(
+        self, job_id: str, *, after_event: int = 0, timeout_s: float | None, known: Job | None = None
+    ) -> Iterator[Update]:
+        return watching.watch(
+            lambda request, timeout: self._jobs.Watch(request, timeout=timeout),
+            lambda message: Job(self, message),
+            job_id,
+            address=self.address,
+            after_event=after_event,
+            timeout_s=timeout_s,
+            known=known,
+        )
+
     def _ask(self, call: Callable[..., Any], job_id: str, timeout_s: float) -> Any:
         with translated(self.address):
             return call(service_pb2.JobRequest(job_id=job_id), timeout=timeout_s)
@@ -155,7 +161,11 @@ class Client:
         return events
 
     def _history(self, job_id: str) -> History:
-        return History.from_message(self._ask(self._jobs.GetHistory, job_id, SEND_S))
+        whole = service_pb2.History()
+        with translated(self.address):
+            for piece in self._jobs.GetHistory(service_pb2.JobRequest(job_id=job_id), timeout=SEND_S):
+                whole.MergeFrom(piece)
+        return History.from_message(whole)
 
     def _download(self, job_id: str, path: Path, which: Which, timeout_s: float) -> Path:
         _check_target(path)

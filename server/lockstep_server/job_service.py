@@ -60,10 +60,11 @@ class JobService(service_pb2_grpc.JobServiceServicer):
             async for response in self._jobs.watch(request.job_id, request.after_event):
                 yield response
 
-    async def GetHistory(self, request: service_pb2.JobRequest, context: Context) -> service_pb2.History:
-        """The recorded history."""
+    async def GetHistory(self, request: service_pb2.JobRequest, context: Context) -> AsyncIterator[service_pb2.History]:
+        """The recorded history, in pieces."""
         async with translated(context):
-            return await self._jobs.history(request.job_id)
+            async for piece in self._jobs.history(request.job_id):
+                yield piece
 
     async def DownloadModel(
         self,

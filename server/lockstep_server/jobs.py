@@ -127,9 +127,9 @@ class Jobs:
         record = self._directory.find(job_id)
         return watch(record, self._tools.journal, self.snapshot, after_event=after_event)
 
-    async def history(self, job_id: str) -> service_pb2.History:
-        """What is recorded of a job."""
-        return await self._tools.journal.history(self._directory.find(job_id).id)
+    def history(self, job_id: str) -> AsyncIterator[service_pb2.History]:
+        """What is recorded of a job, in pieces."""
+        return self._tools.journal.history(self._directory.find(job_id).id)
 
     def model(self, job_id: str, which: service_pb2.WhichModel.ValueType) -> Path:
         """The file of a job's model."""

@@ -1,9 +1,10 @@
 """Writes to the store in batches from one thread of its own, so that no step waits for a disk."""
 
 import asyncio
+import functools
 import logging
 import sqlite3
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from lockstep_server.store import Batch, Store, StoredJob
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
+HISTORY_PIECE = 50_000  # steps and epochs in one piece, which then has 4 MB at the most
 MAX_ROWS = 20_000  # flushed before its time: about what a second of a tiny network's steps makes at the most
 
 
@@ -77,10 +79,12 @@ class Journal:
         events = {event.sequence: event for event in stored} | unwritten
         return [events[sequence] for sequence in sorted(events)]
 
-    async def history(self, job_id: str) -> service_pb2.History:
-        """The history of a job, as far as it could be written."""
+    async def history(self, job_id: str) -> AsyncIterator[service_pb2.History]:
+        """The history of a job, as far as it could be written, in pieces."""
         await self.try_flush()
-        return await self._do(lambda: self._store.history(job_id))
+        length = await self._do(lambda: self._store.history_length(job_id))
+        for lo in range(0, length, HISTORY_PIECE):
+            yield await self._do(functools.partial(self._store.history, job_id, lo, lo + HISTORY_PIECE))
 
     def drop(self, job_id: str) -> None:
         """Forget what is still to be written of a job."""

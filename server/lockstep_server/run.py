@@ -215,9 +215,7 @@ class JobRun:
         except Exception as error:
             log.exception("a defect ends the job", extra={"job": self.job_id, "step": self.step})
             message = f"a defect in Lockstep: {error!r}"
-            self.end(
-                Outcome(service_pb2.JOB_STATE_FAILED, error_type=service_pb2.ERROR_TYPE_INTERNAL, message=message)
-            )
+            self.end(Outcome(service_pb2.JOB_STATE_FAILED, error_type=service_pb2.ERROR_TYPE_INTERNAL, message=message))
 
     def _compare_numerics(self, hello: training_pb2.WorkerHello) -> str | None:
         if self.numerics is None:

@@ -13,6 +13,8 @@ from lockstep_proto.v1 import service_pb2
 from lockstep_server.records import EpochRecord, StepRecord
 from lockstep_server.schema import open_database
 
+MAX_INT = 2**63 - 1  # SQLite's
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoredJob:
@@ -78,15 +80,25 @@ class Store:
         rows = self._db.execute("SELECT event FROM events WHERE job_id = ? ORDER BY sequence", (job_id,))
         return [service_pb2.Event.FromString(event) for (event,) in rows]
 
-    def history(self, job_id: str) -> service_pb2.History:
-        """What is recorded of one job, by step and by epoch."""
+    def history_length(self, job_id: str) -> int:
+        """Number of the steps, or of the epochs if they are more, up to the last that is recorded."""
+        (length,) = self._db.execute(
+            "SELECT 1 + max((SELECT coalesce(max(step), -1) FROM steps WHERE job_id = :id),"
+            " (SELECT coalesce(max(epoch), -1) FROM epochs WHERE job_id = :id))",
+            {"id": job_id},
+        ).fetchone()
+        return int(length)
+
+    def history(self, job_id: str, lo: int = 0, hi: int = MAX_INT) -> service_pb2.History:
+        """What is recorded of the steps lo..hi−1 and of the epochs lo..hi−1 of one job."""
         history = service_pb2.History()
         _fill(
             history.steps,
             ("step", "loss", "gradient_norm", "learning_rate"),
             self._db.execute(
-                "SELECT step, loss, gradient_norm, learning_rate FROM steps WHERE job_id = ? ORDER BY step",
-                (job_id,),
+                "SELECT step, loss, gradient_norm, learning_rate FROM steps "
+                "WHERE job_id = ? AND step >= ? AND step < ? ORDER BY step",
+                (job_id, lo, hi),
             ),
         )
         _fill(
@@ -94,8 +106,8 @@ class Store:
             ("epoch", "loss", "accuracy", "validation_loss", "validation_accuracy", "duration_s"),
             self._db.execute(
                 "SELECT epoch, loss, accuracy, validation_loss, validation_accuracy, duration_s "
-                "FROM epochs WHERE job_id = ? ORDER BY epoch",
-                (job_id,),
+                "FROM epochs WHERE job_id = ? AND epoch >= ? AND epoch < ? ORDER BY epoch",
+                (job_id, lo, hi),
             ),
         )
         return history

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +221,14 @@ class Bench:
 
     async def events(self, job_id: str) -> list[str]:
         return [event.message for event in await self.journal.events(job_id)]
+
+
+async def whole(pieces: AsyncIterable[service_pb2.History]) -> service_pb2.History:
+    """A history, put together."""
+    history = service_pb2.History()
+    async for piece in pieces:
+        history.MergeFrom(piece)
+    return history
 
 
 async def turn() -> None:

@@ -12,7 +12,7 @@ from lockstep_server import journal as journal_module
 from lockstep_server.errors import DiskFullError, StorageError
 from lockstep_server.journal import Journal
 from lockstep_server.store import Batch, Store, StoredJob
-from tests.server.fakes import epoch_record, step_record, turn
+from tests.server.fakes import epoch_record, step_record, turn, whole
 
 
 class FlakyStore(Store):
@@ -48,6 +48,26 @@ def play(directory: Path, scene: Callable[[FlakyStore, Journal], Awaitable[None]
     asyncio.run(life())
 
 
+@pytest.mark.parametrize(("num_steps", "num_epochs", "num_pieces"), [(0, 0, 0), (10, 10, 1), (11, 2, 2), (3, 25, 3)])
+def test_a_long_history_comes_in_pieces(
+    tmp_path: Path, num_steps: int, num_epochs: int, num_pieces: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "HISTORY_PIECE", 10)
+
+    async def scene(_: FlakyStore, journal: Journal) -> None:
+        journal.job(row(service_pb2.JOB_STATE_RUNNING))
+        for step in range(num_steps):
+            journal.step("a", step_record(step))
+        for epoch in range(num_epochs):
+            journal.epoch("a", epoch_record(epoch))
+        assert len([piece async for piece in journal.history("a")]) == num_pieces
+        history = await whole(journal.history("a"))
+        assert list(history.steps.step) == list(range(num_steps))
+        assert list(history.epochs.epoch) == list(range(num_epochs))
+
+    play(tmp_path, scene)
+
+
 def test_rows_are_written_together(tmp_path: Path) -> None:
     async def scene(store: FlakyStore, journal: Journal) -> None:
         journal.job(row(service_pb2.JOB_STATE_RUNNING))
@@ -58,7 +78,7 @@ def test_rows_are_written_together(tmp_path: Path) -> None:
         assert store.num_writes == 1
         await journal.flush()
         assert store.num_writes == 1
-        history = await journal.history("a")
+        history = await whole(journal.history("a"))
         assert len(history.steps.step) == 1000
         assert len(history.epochs.epoch) == 1
 

@@ -16,7 +16,7 @@ from lockstep_server.errors import (
 )
 from lockstep_server.job_files import Which
 from lockstep_server.lifecycle import State
-from tests.server.fakes import FINGERPRINT, NUM_PARAMETERS, Bench, digest_of_version, make_spec, play, turn
+from tests.server.fakes import FINGERPRINT, NUM_PARAMETERS, Bench, digest_of_version, make_spec, play, turn, whole
 
 PENDING, RUNNING, PAUSED = State.JOB_STATE_PENDING, State.JOB_STATE_RUNNING, State.JOB_STATE_PAUSED
 SUCCEEDED, FAILED, STOPPED = State.JOB_STATE_SUCCEEDED, State.JOB_STATE_FAILED, State.JOB_STATE_STOPPED
@@ -76,7 +76,7 @@ def test_the_history_is_what_the_run_recorded(tmp_path: Path) -> None:
         job_id = await server.submit()
         run = await server.load(job_id)
         run.train(3)
-        history = await server.jobs.history(job_id)
+        history = await whole(server.jobs.history(job_id))
         assert list(history.steps.step) == [0, 1, 2]
         assert list(history.steps.loss) == [1.0, 1 / 2, 1 / 3]
 
@@ -211,7 +211,7 @@ def test_a_running_job_is_taken_up_by_the_next_server_from_its_checkpoint(tmp_pa
         assert run.arguments["num_rows"] == 100
         server.fleet(1)
         assert server.orders() == {job_id: 1}
-        assert list((await server.jobs.history(job_id)).steps.step) == list(range(6))
+        assert list((await whole(server.jobs.history(job_id))).steps.step) == list(range(6))
         run.end(SUCCEEDED)
         assert (await server.state(job_id, SUCCEEDED)).digest == digest_of_version(6)
         assert "taken up at version 6 (attempt 2)" in await server.events(job_id)

@@ -75,7 +75,7 @@ class JobServiceStub(object):
                 request_serializer=lockstep__proto_dot_v1_dot_service__pb2.WatchRequest.SerializeToString,
                 response_deserializer=lockstep__proto_dot_v1_dot_service__pb2.WatchResponse.FromString,
                 _registered_method=True)
-        self.GetHistory = channel.unary_unary(
+        self.GetHistory = channel.unary_stream(
                 '/lockstep.v1.JobService/GetHistory',
                 request_serializer=lockstep__proto_dot_v1_dot_service__pb2.JobRequest.SerializeToString,
                 response_deserializer=lockstep__proto_dot_v1_dot_service__pb2.History.FromString,
@@ -154,7 +154,7 @@ class JobServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetHistory(self, request, context):
-        """The recorded history.
+        """The recorded history in pieces, each the next rows of all its lists.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -217,7 +217,7 @@ def add_JobServiceServicer_to_server(servicer, server):
                     request_deserializer=lockstep__proto_dot_v1_dot_service__pb2.WatchRequest.FromString,
                     response_serializer=lockstep__proto_dot_v1_dot_service__pb2.WatchResponse.SerializeToString,
             ),
-            'GetHistory': grpc.unary_unary_rpc_method_handler(
+            'GetHistory': grpc.unary_stream_rpc_method_handler(
                     servicer.GetHistory,
                     request_deserializer=lockstep__proto_dot_v1_dot_service__pb2.JobRequest.FromString,
                     response_serializer=lockstep__proto_dot_v1_dot_service__pb2.History.SerializeToString,
@@ -471,7 +471,7 @@ class JobService(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/lockstep.v1.JobService/GetHistory',

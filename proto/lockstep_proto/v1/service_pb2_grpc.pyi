@@ -51,8 +51,8 @@ class JobServiceStub:
     """Stops a job if it runs, and removes it with its files."""
     Watch: _grpc.UnaryStreamMultiCallable[_service_pb2.WatchRequest, _service_pb2.WatchResponse]
     """The job now, and again whenever it changes, until it has ended; and its events."""
-    GetHistory: _grpc.UnaryUnaryMultiCallable[_service_pb2.JobRequest, _service_pb2.History]
-    """The recorded history."""
+    GetHistory: _grpc.UnaryStreamMultiCallable[_service_pb2.JobRequest, _service_pb2.History]
+    """The recorded history in pieces, each the next rows of all its lists."""
     DownloadModel: _grpc.UnaryStreamMultiCallable[_service_pb2.DownloadModelRequest, _service_pb2.FilePiece]
     """The model as a safetensors file, in pieces."""
     GetCluster: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetClusterRequest, _service_pb2.Cluster]
@@ -81,8 +81,8 @@ class JobServiceAsyncStub(JobServiceStub):
     """Stops a job if it runs, and removes it with its files."""
     Watch: _aio.UnaryStreamMultiCallable[_service_pb2.WatchRequest, _service_pb2.WatchResponse]  # type: ignore[assignment]
     """The job now, and again whenever it changes, until it has ended; and its events."""
-    GetHistory: _aio.UnaryUnaryMultiCallable[_service_pb2.JobRequest, _service_pb2.History]  # type: ignore[assignment]
-    """The recorded history."""
+    GetHistory: _aio.UnaryStreamMultiCallable[_service_pb2.JobRequest, _service_pb2.History]  # type: ignore[assignment]
+    """The recorded history in pieces, each the next rows of all its lists."""
     DownloadModel: _aio.UnaryStreamMultiCallable[_service_pb2.DownloadModelRequest, _service_pb2.FilePiece]  # type: ignore[assignment]
     """The model as a safetensors file, in pieces."""
     GetCluster: _aio.UnaryUnaryMultiCallable[_service_pb2.GetClusterRequest, _service_pb2.Cluster]  # type: ignore[assignment]
@@ -162,8 +162,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _service_pb2.JobRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_service_pb2.History, _abc.Awaitable[_service_pb2.History]]:
-        """The recorded history."""
+    ) -> _typing.Union[_abc.Iterator[_service_pb2.History], _abc.AsyncIterator[_service_pb2.History]]:
+        """The recorded history in pieces, each the next rows of all its lists."""
 
     @_abc_1.abstractmethod
     def DownloadModel(
