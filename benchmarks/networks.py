@@ -31,6 +31,6 @@ CASES = {
     for case in (
         Case("S", (64, 128, 10), 256, 1.5, steps_per_epoch=64, warmup_epochs=5, epochs=30, floor_steps=8000),
         Case("M", (784, 512, 256, 10), 1024, 25.0, steps_per_epoch=16, warmup_epochs=2, epochs=6, floor_steps=100),
-        Case("L", (1024, 4096, 4096, 1000), 1024, 1200.0, steps_per_epoch=4, warmup_epochs=1, epochs=2, floor_steps=6),
+        Case("L", (1024, 4096, 4096, 1000), 1024, 1200.0, steps_per_epoch=8, warmup_epochs=1, epochs=1, floor_steps=8),
     )
 }
