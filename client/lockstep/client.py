@@ -85,7 +85,9 @@ class Client:
 
     def wait(self, job_id: str, *, progress: bool = False, timeout_s: float | None = None) -> Job:
         """Wait until a job has ended; see Job.wait."""
-        return self.get(job_id).wait(progress=progress, timeout_s=timeout_s)
+        deadline = Deadline(timeout_s)
+        job = self.get(job_id, timeout_s=min(deadline.left_s, CALL_S))
+        return job.wait(progress=progress, timeout_s=None if timeout_s is None else deadline.left_s)
 
     def watch(self, job_id: str, *, after_event: int = 0, timeout_s: float | None = None) -> Iterator[Update]:
         """Yield the job now, and whenever it changes, until it has ended.

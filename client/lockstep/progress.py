@@ -26,7 +26,7 @@ def follow(job: "Job", *, progress: bool, timeout_s: float | None) -> None:
     display = Display() if progress else None
     try:
         with says_how_to_come_back(job):
-            for update in job._client.watch(job.id, timeout_s=timeout_s):
+            for update in job._client._watch(job.id, timeout_s=timeout_s, known=job):
                 job._take(update.job)
                 if display is not None:
                     display.show(update)

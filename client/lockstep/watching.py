@@ -32,14 +32,15 @@ def watch(
     address: str,
     after_event: int,
     timeout_s: float | None,
+    known: Job | None = None,
 ) -> Iterator[Update]:
     """Yield the job now and whenever it changes, until it has ended; `call` is JobService.Watch.
 
     A server that goes away is dialled again. Raises ServerUnavailableError only if it was never there, and
-    WaitTimeoutError.
+    WaitTimeoutError. `known` is the job from an earlier answer: with it the server has been there.
     """
     deadline = Deadline(timeout_s)
-    job: Job | None = None
+    job = known
     away = False
     while True:
         try:
