@@ -1,6 +1,7 @@
 """A trained network: predicts, tells its parameters, is saved and loaded."""
 
 import itertools
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,7 @@ class Model:
         return Path(path)
 
     def to_bytes(self) -> bytes:
-        """Return the content of the safetensors file that `save` writes."""
+        """Return the content of the safetensors file that `save` writes: equal models give equal bytes."""
         from google.protobuf import json_format
         from safetensors.numpy import save
 
@@ -107,7 +108,7 @@ class Model:
             # safetensors takes memory as it lies: an array that is not C-contiguous would be saved scrambled
             tensors |= {f"W{l}": np.ascontiguousarray(weights), f"b{l}": np.ascontiguousarray(biases)}
         spec = json_format.MessageToJson(self.spec, preserving_proto_field_name=True, indent=None)
-        return save(tensors, metadata={"format": FORMAT, "spec": spec, "digest": self.digest})
+        return _ordered(save(tensors, metadata={"format": FORMAT, "spec": spec, "digest": self.digest}))
 
     @classmethod
     def load(cls, path: "str | Path") -> "Model":
@@ -142,6 +143,14 @@ class Model:
 
     def __repr__(self) -> str:
         return f"<Model {'-'.join(map(str, self._layout.sizes))} {self._layout.dtype} sha256:{self.digest[:12]}>"
+
+
+def _ordered(content: bytes) -> bytes:
+    """Return a safetensors file with its header sorted: the library writes metadata in an order that varies."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors begin at a multiple of 8
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def _read_spec(metadata: dict[str, str], path: "str | Path") -> job_pb2.JobSpec:

@@ -1,5 +1,6 @@
 """One local cluster of one worker for all tests of the client, and jobs for it."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,8 @@ def submit(client: lockstep.Client) -> Iterator[Callable[..., lockstep.Job]]:
 
     yield submit
     for job in jobs:
-        try:
+        with contextlib.suppress(lockstep.NotFoundError):
             job.delete()
-        except lockstep.NotFoundError:
-            pass
 
 
 @pytest.fixture(scope="session")

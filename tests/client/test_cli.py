@@ -139,7 +139,7 @@ def test_watch_as_json_has_one_document_an_update(run: Run, trained: lockstep.Jo
     ran = run("watch", trained.id, "--format=json")
     documents = [json.loads(line) for line in ran.out.splitlines()]
     assert documents[-1]["job"]["state"] == "succeeded"
-    assert [event["message"] for document in documents for event in document["events"]][0] == "submitted"
+    assert documents[0]["events"][0]["message"] == "submitted"
 
 
 # Looking
@@ -282,7 +282,7 @@ def test_files_that_cannot_be_sent_are_named_before_anything_is_sent(run: Run, j
         (
             "bad.toml",
             "name = 3 4",
-            "is not valid TOML: Expected newline or end of document after a statement (at line 1",
+            "is not valid TOML: Expected newline or end of document",
         ),
         ("bad.json", '{"name": }', "is not valid JSON: Expecting value: line 1 column 10 (char 9)"),
         ("list.json", "[]", "must hold a table of fields, got list"),
