@@ -33,7 +33,7 @@ def read_features(model: Model, path: Path) -> "np.ndarray[Any, Any]":
 
 def to_csv(predicted: "np.ndarray[Any, Any]") -> str:
     """Return predictions of shape (N,) or (N, n_L) as CSV with a header."""
-    rows = predicted.reshape(len(predicted), -1)
+    rows = predicted if predicted.ndim == 2 else predicted[:, None]
     header = "prediction" if rows.shape[1] == 1 else ",".join(f"prediction_{i}" for i in range(rows.shape[1]))
     return "\n".join([header, *(",".join(str(value) for value in row) for row in rows.tolist())]) + "\n"
 
