@@ -49,6 +49,7 @@ def up(arguments: Sequence[str]) -> dict[str, Any]:
         while time.monotonic() < end_s:
             known = running()
             if known is not None:
+                keeper.returncode = 0  # it is not ours to wait for any more
                 return known
             if keeper.poll() is not None:
                 raise ClusterError(log.read_text(errors="replace").strip() or "the cluster ended at once")

@@ -1,5 +1,6 @@
 """A cluster on this machine: a server, Ray and workers, as processes that end with the program that made them."""
 
+import atexit
 import importlib.util
 import json
 import os
@@ -30,6 +31,7 @@ ENVIRONMENT = {
 }
 
 
+MAX_TEMPDIR = 30  # characters; Ray adds some 70 to them for its sockets, whose names may have 107
 NEEDED = ("grpc_health", "grpc_reflection", "prometheus_client", "pyarrow", "ray")
 
 
@@ -70,6 +72,7 @@ class LocalCluster:
         """Start everything, unless it is started; return a Client once the workers can be had."""
         if self._client is not None:
             return self._client
+        atexit.register(self.close)  # for a program that ends without
         try:
             return self._start()
         except BaseException:
@@ -110,6 +113,7 @@ class LocalCluster:
 
     def close(self) -> None:
         """End everything. Safe to call again."""
+        atexit.unregister(self.close)
         if self._client is not None:
             self._client.close()
             self._client = None
@@ -123,7 +127,7 @@ class LocalCluster:
             self._temporary = None
 
     def _make_temporary(self) -> Path:
-        self._temporary = Path(tempfile.mkdtemp(prefix="lockstep-"))
+        self._temporary = Path(tempfile.mkdtemp(prefix="lockstep-cluster-"))
         return self._temporary
 
     def _launch(self, log: Path, module: str, arguments: Sequence[str]) -> "_Process":
@@ -149,11 +153,17 @@ def _check_installed() -> None:
         raise ClusterError(f"a local cluster needs {', '.join(missing)}: pip install 'lockstep-training[all]'")
 
 
+def _environment() -> dict[str, str]:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | ENVIRONMENT
+    if len(tempfile.gettempdir()) > MAX_TEMPDIR:
+        environment.setdefault("RAY_TMPDIR", "/tmp")
+    return environment
+
+
 class _Process:
     """A process that ends when its standard input does: with this one, however this one ends."""
 
     def __init__(self, module: str, arguments: Sequence[str], log: Path) -> None:
-        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | ENVIRONMENT
         self._log = log
         self._module = module
         with log.open("ab") as file:
@@ -162,7 +172,7 @@ class _Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,
-                env=environment,
+                env=_environment(),
                 start_new_session=True,  # Ctrl-C in a terminal is for the program, not for its cluster
             )
 

@@ -1,7 +1,9 @@
 """One local cluster of one worker for all tests of the client, and jobs for it."""
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 import lockstep
+from lockstep import cli
 
 RNG = np.random.default_rng(5)
 X = RNG.normal(size=(48, 4)).astype(np.float32)
@@ -45,6 +48,38 @@ def _no_cluster_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     """A cluster that the person at this machine has up is none of the tests' business."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.delenv("LOCKSTEP_SERVER", raising=False)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the `lockstep` command in this process."""
+
+    def run(*arguments: object) -> Ran:
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Ran(code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture

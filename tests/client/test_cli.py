@@ -5,11 +5,9 @@ import json
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,10 @@ import numpy as np
 import pytest
 
 import lockstep
-from lockstep import cli, errors
+from lockstep import errors
 from lockstep_server import jobs as server_jobs
-from tests.client.conftest import ENDLESS, SPEC, WAITING, X, Y
-from tests.client.servers import ServerThread
+from tests.client.conftest import ENDLESS, SPEC, WAITING, Ran, Run, X, Y
+from tests.client.servers import ServerThread, free_port
 
 pytestmark = pytest.mark.cluster
 
@@ -36,36 +34,10 @@ validation = { upload = "rows.csv", target = "label" }
 """
 
 
-@dataclass(frozen=True)
-class Ran:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Ran]
-
-
 @pytest.fixture
-def run(client: lockstep.Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(run: Run, client: lockstep.Client, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a command that talks to the cluster."""
     monkeypatch.setenv("LOCKSTEP_SERVER", client.address)
-
-    def run(*arguments: Any) -> Ran:
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main([str(argument) for argument in arguments])
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-        return Ran(code, *capsys.readouterr())
-
     return run
 
 
@@ -81,12 +53,6 @@ def job_file(tmp_path: Path) -> Path:
 def waiting(client: lockstep.Client, submit: Callable[..., lockstep.Job]) -> lockstep.Job:
     """A job that stays in the queue."""
     return submit(WAITING)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # From a file to predictions
