@@ -54,7 +54,7 @@ class Block(NamedTuple):
 
 def blocks(page: Path) -> Iterator[Block]:
     heading = ""
-    parts = re.split(r"^```(.*)\n(.*?)^```$", page.read_text("utf-8"), flags=re.M | re.S)
+    parts = re.split(r"^```([^\n]*)\n(.*?)^```$", page.read_text("utf-8"), flags=re.M | re.S)
     for prose, language, text in zip(parts[0::3], parts[1::3], parts[2::3], strict=False):
         heading = [heading, *re.findall(r"^#+ (.+)$", prose, re.M)][-1]
         yield Block(page, heading, language, text)
