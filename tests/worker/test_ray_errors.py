@@ -10,6 +10,10 @@ DIED = """The actor died unexpectedly before finishing this task.
 The actor is dead because """
 
 
+def died(message):
+    return ray.exceptions.RayActorError("4b2f914c", message)
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [
@@ -18,11 +22,11 @@ The actor is dead because """
             "ValueError: one",
         ),
         (
-            ray.exceptions.ActorDiedError(DIED + "its worker process has died. Worker exit type: SYSTEM_ERROR ..."),
+            died(DIED + "its worker process has died. Worker exit type: SYSTEM_ERROR ..."),
             "its worker process has died",
         ),
-        (ray.exceptions.ActorDiedError(DIED + "it was killed by `ray.kill`."), "it was killed by `ray.kill`"),
-        (ray.exceptions.ActorDiedError("The actor died because of a new reason\nand more"), "The actor died because"),
+        (died(DIED + "it was killed by `ray.kill`."), "it was killed by `ray.kill`"),
+        (died("The actor died because of a new reason\nand more"), "The actor died because"),
         (ray.exceptions.WorkerCrashedError(), "its worker process has died"),
         (ray.exceptions.OutOfMemoryError("Task was killed due to the node running low on memory"), "its machine ran"),
         (ray.exceptions.TaskCancelledError(), "TaskCancelledError"),
@@ -36,4 +40,4 @@ def test_an_error_becomes_one_line_of_words(error, words):
 
 
 def test_the_reason_of_a_death_ends_with_its_sentence():
-    assert in_words(ray.exceptions.ActorDiedError(DIED + "its node has died. There is more")) == "its node has died"
+    assert in_words(died(DIED + "its node has died. There is more")) == "its node has died"

@@ -1,0 +1,297 @@
+"""Every message about data that cannot be used."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from lockstep_worker.errors import INVALID, UNAVAILABLE, DataError
+
+from tests.worker.data_files import arrow_table, job, refusal, shards, table, write_arrow, write_npy, write_parquet
+
+Y = {"target": "y"}
+LABEL = {"target": "label", "weight": "w"}
+
+
+def csv(tmp_path, text, name="data.csv"):
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "data.csv: is empty: it has no header"),
+        ("\n\n", "data.csv: is empty: it has no header"),
+        ("a,b,c,y", "data.csv: there are no rows"),
+        ("a,b,c,y\n", "data.csv: there are no rows"),
+        (
+            "a,b,c,y\n1,2,3,0\n1,abc,3,0\n",
+            "data.csv: column 'b', data row 2 (the first is 1): 'abc' is not a number",
+        ),
+        (
+            "a,b,c,y\n1,2,3,0\n\n1,1_0,3,0\n",
+            "data.csv: column 'b', data row 2 (the first is 1): '1_0' is not a number",
+        ),
+        ("a,b,c,y\n1,2,3,dog\n", "data.csv: column 'y', data row 1 (the first is 1): 'dog' is not a number"),
+        ("a,b,c,y\n1,2,3,NA\n", "data.csv: column 'y', data row 1 (the first is 1): 'NA' is not a number"),
+        (f"a,b,c,y\n1,2,3,{'z' * 50}\n", f"data row 1 (the first is 1): '{'z' * 40}...' is not a number"),
+        ("a,b,c,y\n1,2,3,0\n1,2,,0\n", "data.csv: column 'c', data row 2 (the first is 1): the value is missing"),
+        (
+            "a,b,c,y\n1,2,3,0\n1,nan,3,0\n",
+            "data.csv: column 'b', data row 2 (the first is 1): the value is nan; remove or fill such rows",
+        ),
+        (
+            "a,b,c,y\n-inf,2,3,0\n",
+            "data.csv: column 'a', data row 1 (the first is 1): the value is -inf; remove or fill such rows",
+        ),
+        ("a,b,c,y\n1,2,3,0\n1,2,3\n", "data.csv: data row 2 (the first is 1) has 3 values, the header 4"),
+        ("a,b,c,y\n1,2,3,0,9\n", "data.csv: data row 1 (the first is 1) has 5 values, the header 4"),
+        (
+            "a,b,c,y\n1,2,3,3\n",
+            "data.csv: column 'y', data row 1 (the first is 1): class labels must be whole numbers from 0 to 2 "
+            "(the last layer's units), got 3.0",
+        ),
+        ("a,b,c,y\n1,2,3,0\n1,2,3,-1\n", "data row 2 (the first is 1): class labels must be whole numbers"),
+        ("a,b,c,y\n1,2,3,0\n1,2,3,0.5\n", "(the last layer's units), got 0.5"),
+        ("a,b,c,label\n1,2,3,0\n", "data.csv: there is no column 'y'; it has a, b, c, label"),
+        ("a,b,c,yy\n1,2,3,0\n", "data.csv: there is no column 'y'; did you mean 'yy'? it has a, b, c, yy"),
+        ("a,b,y,y\n1,2,3,0\n", "data.csv: there are 2 columns 'y'; give each its own name"),
+        ("a,b,y\n1,2,0\n", "data.csv: has 2 feature columns, network.inputs is 3: a, b"),
+        (
+            "a,b,c,d,y\n1,2,3,4,0\n",
+            "data.csv: has 4 feature columns, network.inputs is 3: a, b, c, d",
+        ),
+    ],
+)
+def test_a_csv_that_cannot_be_used_is_told_with_file_column_and_row(tmp_path, text, message):
+    assert message in refusal(csv(tmp_path, text), Y, shards=1)
+
+
+def test_the_row_is_counted_from_the_start_of_the_file_however_far_down(tmp_path, monkeypatch):
+    monkeypatch.setattr("lockstep_worker.tables.CSV_BLOCK_BYTES", 200)
+    lines = ["a,b,c,y"] + ["1,2,3,0"] * 99
+    for bad, words in (("1,nan,3,0", "the value is nan"), ("1,x,3,0", "'x' is not"), ("1,2,3,7", "got 7.0")):
+        text = refusal(csv(tmp_path, "\n".join([*lines, bad])), Y)
+        assert "data row 100 " in text
+        assert words in text
+
+
+def test_the_file_that_is_meant_is_named_among_several(tmp_path):
+    good = csv(tmp_path, "a,b,c,y\n1,2,3,0\n", "1.csv")
+    bad = csv(tmp_path, "a,b,c,y\n1,2,3,0\n1,2,inf,0\n", "2.csv")
+    assert refusal([good, bad], Y, shards=1).startswith("2.csv: column 'c', data row 2 (the first is 1)")
+
+
+def test_a_file_with_more_columns_than_the_first_is_refused_unless_features_are_named(tmp_path):
+    first = csv(tmp_path, "a,b,c,y\n1,2,3,0\n", "1.csv")
+    second = csv(tmp_path, "a,b,c,y,d\n1,2,3,0,4\n", "2.csv")
+    text = "2.csv: has columns that 1.csv has not: d; name the feature columns in data.features"
+    assert refusal([first, second], Y, shards=1) == text
+    assert len(shards([first, second], Y | {"features": ["a", "b", "c"]}, shards=1)[0].x) == 2
+
+
+def test_fewer_rows_than_shards_are_told_with_the_way_out(tmp_path):
+    text = "the training data has 2 rows, fewer than shards (3); set shards to at most 2"
+    by_rows = csv(tmp_path, "a,b,c,y\n1,2,3,0\n1,2,3,0\n")
+    assert refusal(by_rows, Y, shards=3) == f"data.csv: {text}"
+    write_npy(tmp_path / "data.npy", table(2))
+    assert refusal(tmp_path / "data.npy", {"target": "3", "weight": "4"}, shards=3) == f"data.npy: {text}"
+
+
+@pytest.mark.parametrize("weight", ["-1", "-0.001"])
+def test_a_negative_weight_is_told_with_its_row(tmp_path, weight):
+    path = csv(tmp_path, f"a,b,c,y,w\n1,2,3,0,1\n1,2,3,0,{weight}\n")
+    text = f"column 'w', data row 2 (the first is 1): sample weights must be at least 0, got {float(weight)}"
+    assert text in refusal(path, Y | {"weight": "w"}, shards=1)
+
+
+def test_a_value_that_overflows_the_jobs_type_is_told(tmp_path):
+    path = csv(tmp_path, "a,b,c,y\n1,2,3,0\n1,1e39,3,0\n")
+    text = "data.csv: column 'b', data row 2 (the first is 1): 1e+39 is too large for float32"
+    assert refusal(path, Y, shards=1, dtype="float32") == text
+    assert shards(path, Y, shards=1, dtype="float64")[0].x[1, 1] == 1e39
+
+
+# Parquet and Arrow
+
+
+def write_columns(path, **columns):
+    rows = {"a": [1.0, 2.0], "b": [1.0, 2.0], "c": [1.0, 2.0], "y": [0, 1]} | columns
+    pa.parquet.write_table(pa.table(rows), path)
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ([1.0, None], "column 'b', data row 2 (the first is 1): the value is missing"),
+        (["1", "2"], "column 'b', data row 1 (the first is 1): '1' is not a number"),
+        (pa.array(["x", "y"]).dictionary_encode(), "column 'b', data row 1 (the first is 1): 'x' is not a number"),
+        (pa.array([1, 2], pa.timestamp("ms")), "column 'b' holds timestamp[ms], not numbers"),
+        ([[1.0], [2.0]], "column 'b' holds list<"),
+        ([1.0, float("nan")], "column 'b', data row 2 (the first is 1): the value is nan"),
+    ],
+)
+def test_a_column_of_a_table_that_holds_no_numbers_is_told(tmp_path, column, message):
+    write_columns(tmp_path / "data.parquet", b=column)
+    assert f"data.parquet: {message}" in refusal(tmp_path / "data.parquet", Y, shards=1)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([True, False]),
+        pa.array([1, 0], pa.uint8()),
+        pa.array([1, 0], pa.float32()),
+        pa.array([1, 0], pa.decimal128(5, 2)),
+        pa.array([1, 0]).dictionary_encode(),
+    ],
+)
+def test_every_kind_of_number_is_taken(tmp_path, column):
+    write_columns(tmp_path / "data.parquet", b=column)
+    (shard,) = shards(tmp_path / "data.parquet", Y, shards=1)
+    np.testing.assert_array_equal(shard.x[:, 1], [1, 0])
+
+
+@pytest.mark.parametrize(("write", "name"), [(write_parquet, "data.parquet"), (write_arrow, "data.arrow")])
+def test_rows_are_counted_over_row_groups_and_record_batches(tmp_path, write, name):
+    rows = table(30)
+    rows[20, 1] = np.inf
+    write(tmp_path / name, rows)
+    assert refusal(tmp_path / name, LABEL).startswith(f"{name}: column 'b', data row 21 (the first is 1)")
+
+
+def test_a_column_with_a_dot_in_its_name_is_no_nested_one(tmp_path):
+    whole = arrow_table(table(5)).rename_columns(["a.x", "b", "c", "label", "w"])
+    pa.parquet.write_table(whole, tmp_path / "data.parquet")
+    assert shards(tmp_path / "data.parquet", LABEL, shards=1)[0].num_rows == 5
+
+
+# Arrays
+
+
+def arrays(tmp_path, **changed):
+    found = {"x": np.ones((4, 3)), "y": np.zeros(4), "w": np.ones(4)} | changed
+    np.savez(tmp_path / "data.npz", **{name: array for name, array in found.items() if array is not None})
+    return tmp_path / "data.npz"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"x": None}, "there is no array 'x'; it has y, w"),
+        ({"y": None, "Y": np.zeros(4)}, "there is no array 'y'; it has x, w, Y"),
+        ({"w": None}, "there is no array 'w'; it has x, y"),
+        ({"y": np.zeros(5)}, "its arrays must have equally many rows, got 'x' 4, 'y' 5, 'w' 4"),
+        ({"w": np.ones(3)}, "its arrays must have equally many rows, got 'x' 4, 'y' 4, 'w' 3"),
+        ({"x": np.ones((4, 2))}, "array 'x' must have shape (4, 3), since network.inputs is 3; got (4, 2)"),
+        ({"x": np.ones(4)}, "array 'x' must have shape (4, 3), since network.inputs is 3; got (4,)"),
+        (
+            {"y": np.zeros((4, 2))},
+            "array 'y' must have shape (4,) or (4, 3), since the last layer has 3 units; got (4, 2)",
+        ),
+        ({"w": np.ones((4, 1))}, "array 'w' must have shape (4,), since every row has one weight; got (4, 1)"),
+        ({"y": np.array(1.0)}, "array 'y' is a single value, not one for every row"),
+        ({"y": np.array(list("abcd"))}, "array 'y' holds <U1, not numbers"),
+        ({"x": np.full((4, 3), None)}, "array 'x' holds object, not numbers"),
+        (
+            {"x": np.array([[1, 2, 3], [1, 2, np.nan]] * 2)},
+            "array 'x', data row 2 (the first is 1), column 3: the value is nan; remove or fill such rows",
+        ),
+        ({"y": np.array([0, 1, 2, 3])}, "column 'y', data row 4 (the first is 1): class labels must be whole numbers"),
+        (
+            {"w": np.array([0, 1, -2, 3])},
+            "column 'w', data row 3 (the first is 1): sample weights must be at least 0, got -2.0",
+        ),
+        ({"x": np.ones((0, 3)), "y": np.zeros(0), "w": np.ones(0)}, "there are no rows"),
+    ],
+)
+def test_arrays_that_cannot_be_used_are_told_with_their_names(tmp_path, changed, message):
+    assert f"data.npz: {message}" in refusal(arrays(tmp_path, **changed), {"weight": "w"}, shards=1)
+
+
+def test_features_of_an_npz_file_are_one_array(tmp_path):
+    data = {"features": ["x", "w"]}
+    assert refusal(arrays(tmp_path), data) == "data.npz: an npz file has one array of features, got 2 names"
+
+
+def test_arrays_and_columns_cannot_be_mixed(tmp_path):
+    paths = [csv(tmp_path, "a,b,c,y\n1,2,3,0\n"), arrays(tmp_path)]
+    assert refusal(paths, Y) == "data.npz: npz files cannot be mixed with files of columns"
+
+
+def test_labels_and_values_cannot_be_mixed(tmp_path):
+    np.savez(tmp_path / "1.npz", x=np.ones((4, 3)), y=np.zeros(4))
+    np.savez(tmp_path / "2.npz", x=np.ones((4, 3)), y=np.zeros((4, 3)))
+    text = "1.npz: array 'y' holds class labels in some files, values in others"
+    assert refusal([tmp_path / "1.npz", tmp_path / "2.npz"], {}) == text
+
+
+def test_an_npy_file_has_rows_and_columns_of_numbers(tmp_path):
+    path = tmp_path / "data.npy"
+    for array, message in (
+        (np.ones(4), "must be an array of rows and columns, got shape (4,)"),
+        (np.array([["a", "b"]]), "the array holds <U1, not numbers"),
+        (np.ones((4, 3)), "there is no column '3'; it has 0, 1, 2"),
+    ):
+        np.save(path, array)
+        assert refusal(path, {"target": "3"}) == f"data.npy: {message}"
+
+
+# Files
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".feather", ".npz", ".npy"])
+@pytest.mark.parametrize("content", [b"", b"this is not a data file at all"])
+def test_a_broken_file_is_told_by_its_name(tmp_path, suffix, content):
+    path = tmp_path / f"data{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"^data{suffix}: cannot be read: ") as caught:
+        shards(path, Y)
+    assert caught.value.error_type == UNAVAILABLE
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("write", "name"), [(write_parquet, "data.parquet"), (write_arrow, "data.arrow"), (write_npy, "data.npy")]
+)
+def test_a_file_that_was_cut_off_is_told_by_its_name(tmp_path, write, name):
+    path = tmp_path / name
+    write(path, table(500))
+    path.write_bytes(path.read_bytes()[:-4000])
+    assert refusal(path, {"target": "3", "weight": "4"} if name.endswith("npy") else LABEL).startswith(name)
+
+
+def test_a_damaged_npz_file_is_told_by_its_checksum(tmp_path):
+    path = arrays(tmp_path, x=np.ones((4, 3)))
+    content = bytearray(path.read_bytes())
+    at = content.index(np.float64(1).tobytes())
+    content[at + 6] ^= 1
+    path.write_bytes(content)
+    assert refusal(path, {}).startswith("data.npz: cannot be read: Bad CRC-32")
+
+
+def test_a_file_of_another_kind_is_told_with_the_known_suffixes(tmp_path):
+    text = "data.xlsx: the name of a data file must end in .csv, .parquet, .arrow, .feather, .npz, .npy"
+    assert refusal(csv(tmp_path, "a", "data.xlsx"), Y) == text
+
+
+def test_a_missing_file_and_a_directory_are_told(tmp_path):
+    assert refusal(tmp_path / "no.csv", Y) == "no.csv: cannot be read: No such file or directory"
+    (tmp_path / "dir.csv").mkdir()
+    assert refusal(tmp_path / "dir.csv", Y) == "dir.csv: cannot be read: Is a directory"
+
+
+def test_a_file_that_is_not_utf_8_is_told(tmp_path):
+    (tmp_path / "data.csv").write_bytes("größe,b,c,y\n1,2,3,0\n".encode("latin-1"))
+    assert refusal(tmp_path / "data.csv", Y).startswith("data.csv: cannot be read: 'utf-8' codec can't decode")
+
+
+def test_what_does_not_fit_the_spec_is_invalid_data(tmp_path):
+    with pytest.raises(DataError) as caught:
+        shards(csv(tmp_path, "a,b\n1,2\n"), Y)
+    assert caught.value.error_type == INVALID
+
+
+def test_the_helpers_describe_a_job_that_breaks_no_rule():
+    assert job({"path": "x.csv", "target": "y"}).network.inputs == 3
