@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from lockstep.errors import InvalidDataError
 from lockstep_proto.layout import Layout
+from lockstep_proto.rules import PROBABILITIES_SUM_TOLERANCE
 from lockstep_proto.v1 import job_pb2
 
 Array = npt.NDArray[Any]
-SUM_TOLERANCE = 1e-4  # of probabilities in float32 that were summed to 1
 
 
 def pack(data: Any, spec: job_pb2.JobSpec, name: str, *, training: bool) -> tuple[bytes, bool]:
@@ -102,7 +102,12 @@ def _check_values(y: Array, spec: job_pb2.JobSpec, label: str) -> None:
         _refuse((y < 0) | (y > 1), y, label, "this loss takes probabilities, from 0 to 1")
     if spec.loss == job_pb2.LOSS_CROSS_ENTROPY:
         sums = y.sum(axis=1, dtype=np.float64)
-        _refuse(np.abs(sums - 1) > SUM_TOLERANCE, sums, f"{label}, summed over its columns,", "cross_entropy takes 1")
+        _refuse(
+            np.abs(sums - 1) > PROBABILITIES_SUM_TOLERANCE,
+            sums,
+            f"{label}, summed over its columns,",
+            "cross_entropy takes 1",
+        )
 
 
 def _checked_weight(weight: Array, num_rows: int, name: str) -> Array:

@@ -9,6 +9,7 @@ from lockstep_proto.v1 import job_pb2
 
 MAX_SHARDS = 4096
 MAX_LAYERS = 1000
+PROBABILITIES_SUM_TOLERANCE = 1e-4  # of a row of targets that were rounded to float32 and must sum to 1
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 UPLOAD_ID = re.compile(r"[0-9a-f]{64}\.[a-z0-9]+")
 Found = Iterator[Violation]

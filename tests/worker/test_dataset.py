@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from lockstep_worker.errors import UNAVAILABLE, DataError
 
+from lockstep_worker.errors import UNAVAILABLE, DataError
 from tests.worker.data_files import COLUMNS, WRITERS, dataset, names_in, shards, table
 
 FORMATS = pytest.mark.parametrize("kind", WRITERS)
@@ -103,14 +103,14 @@ def test_one_target_of_one_unit_is_a_column_of_values(tmp_path, kind):
 def test_several_targets_are_the_values_of_the_units(tmp_path):
     rows = table(12)
     path, _ = written("csv", tmp_path / "data", rows)
-    found = shards(path, {"target": ["w", "a"], "features": ["b", "c"]}, inputs=2, outputs=2)
+    found = shards(path, {"target": ["w", "a"], "features": ["b", "c"]}, inputs=2, outputs=2, loss="squared_error")
     np.testing.assert_array_equal(np.concatenate([shard.y for shard in found]), rows[:, [4, 0]])
 
 
 def test_an_array_of_targets_with_a_column_for_each_unit_is_values(tmp_path):
     x, y = table(9)[:, :3], table(9, seed=1)[:, :3]
     np.savez(tmp_path / "data.npz", x=x, y=y)
-    found = shards(tmp_path / "data.npz", {}, shards=2)
+    found = shards(tmp_path / "data.npz", {}, shards=2, loss="squared_error")
     np.testing.assert_array_equal(np.concatenate([shard.y for shard in found]), y)
 
 

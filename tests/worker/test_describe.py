@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from lockstep_worker.errors import INVALID, UNAVAILABLE, DataError
 
+from lockstep_worker.errors import INVALID, UNAVAILABLE, DataError
 from tests.worker.data_files import arrow_table, job, refusal, shards, table, write_arrow, write_npy, write_parquet
 
 Y = {"target": "y"}
@@ -16,6 +16,17 @@ def csv(tmp_path, text, name="data.csv"):
     path = tmp_path / name
     path.write_text(text)
     return path
+
+
+def write_csv_text(tmp_path, rows):
+    lines = [f"1,{p},{q},{r}" for p, q, r in rows]
+    return csv(tmp_path, "\n".join(["a,p,q,r", *lines, ""])), PROBABILITIES
+
+
+def write_npz_probabilities(tmp_path, rows):
+    path = tmp_path / "data.npz"
+    np.savez(path, x=np.ones((len(rows), 1)), y=np.array(rows))
+    return path, {}
 
 
 @pytest.mark.parametrize(
@@ -104,6 +115,32 @@ def test_a_negative_weight_is_told_with_its_row(tmp_path, weight):
     path = csv(tmp_path, f"a,b,c,y,w\n1,2,3,0,1\n1,2,3,0,{weight}\n")
     text = f"column 'w', data row 2 (the first is 1): sample weights must be at least 0, got {float(weight)}"
     assert text in refusal(path, Y | {"weight": "w"}, shards=1)
+
+
+PROBABILITIES = {"target": ["p", "q", "r"], "features": ["a"]}
+
+
+@pytest.mark.parametrize("write", [write_csv_text, write_npz_probabilities])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ((0.5, 0.6, 0.0), "must sum to 1 for cross_entropy, got 1.1"),
+        ((1.5, -0.5, 0.0), "targets of this loss are probabilities, from 0 to 1, got 1.5"),
+        ((0.0, 0.0, 0.0), "must sum to 1 for cross_entropy, got 0"),
+    ],
+)
+def test_targets_of_cross_entropy_that_are_no_probabilities_are_told(tmp_path, write, bad, message):
+    path, data = write(tmp_path, [(0.2, 0.3, 0.5), (0.0, 0.0, 1.0), bad, (9.0, 9.0, 9.0)])
+    found = refusal(path, data, inputs=1, shards=1)
+    assert "data row 3 (the first is 1)" in found
+    assert message in found
+
+
+def test_a_target_of_binary_cross_entropy_outside_0_to_1_is_told(tmp_path):
+    network = {"inputs": 1, "layers": [{"units": 1, "activation": "sigmoid"}]}
+    path = csv(tmp_path, "a,y\n1,0.5\n2,1\n3,2\n")
+    found = refusal(path, Y, shards=1, network=network, loss="binary_cross_entropy")
+    assert found.startswith("data.csv: column 'y', data row 3 (the first is 1): targets of this loss are probabilities")
 
 
 def test_a_value_that_overflows_the_jobs_type_is_told(tmp_path):

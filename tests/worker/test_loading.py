@@ -144,7 +144,7 @@ def test_formats_that_can_be_entered_are_loaded_by_several_tasks(ray, tmp_path, 
     spec = job({"path": "data.parquet"} | names_in(".parquet"), shards=8)
     assert isinstance(Loads(spec, tmp_path).result(), JobData)
     assert [call["num_returns"] for call in started] == [5, 5]
-    assert all(0 < call["memory"] for call in started)
+    assert all(call["memory"] > 0 for call in started)
 
 
 class SpiedTask:

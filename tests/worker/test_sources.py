@@ -1,4 +1,5 @@
 import pytest
+
 from lockstep_worker.errors import UNAVAILABLE, DataError
 from lockstep_worker.sources import find_files, label
 

@@ -40,7 +40,7 @@ class WorkerProcess:
         return self._worker.run()
 
     def leave(self) -> None:
-        """Have `run` end soon, in order. It may be on its way still: Ray starts the calls of two threads in no order."""
+        """Have `run` end soon, in order, even if it has yet to begin: Ray starts calls of two threads in no order."""
         self._leaving = True
         if self._worker is not None:
             self._worker.leave()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from lockstep_proto.rules import PROBABILITIES_SUM_TOLERANCE
 from lockstep_worker.errors import DataError
 
 Array = npt.NDArray[Any]
@@ -117,6 +118,22 @@ def fill_labels(out: Array, batch: Batch, name: str, num_classes: int, lo: int) 
         classes = f"class labels must be whole numbers from 0 to {num_classes - 1} (the last layer's units)"
         raise DataError(f"{row_place(batch.label, name, batch.first_row + lo + row)}: {classes}, got {values[row]}")
     out[...] = values
+
+
+def check_probabilities(y: Array, batch: Batch, names: Sequence[str], lo: int, *, sum_to_1: bool) -> None:
+    """Raise DataError for the first row of `y`, shape (n, n_L), with a value outside [0, 1] or another sum than 1."""
+    outside = (y < 0) | (y > 1)
+    sums = y.sum(axis=1, dtype=np.float64)
+    wrong = outside.any(axis=1) | (sum_to_1 & (np.abs(sums - 1) > PROBABILITIES_SUM_TOLERANCE))
+    if not wrong.any():
+        return
+    row = int(np.argmax(wrong))
+    if outside[row].any():
+        i = int(np.argmax(outside[row]))
+        reason = f"targets of this loss are probabilities, from 0 to 1, got {y[row, i]}"
+    else:
+        i, reason = 0, f"the targets of a row must sum to 1 for cross_entropy, got {sums[row]:.6g}"
+    raise DataError(f"{row_place(batch.label, names[min(i, len(names) - 1)], batch.first_row + lo + row)}: {reason}")
 
 
 def fill_weights(out: Array, batch: Batch, name: str, lo: int) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lockstep_proto.rows import shard_range
-from lockstep_worker.columns import Batch, fill, fill_labels, fill_weights
+from lockstep_proto.v1 import job_pb2
+from lockstep_worker.columns import Batch, check_probabilities, fill, fill_labels, fill_weights
 from lockstep_worker.errors import UNAVAILABLE, DataError
 from lockstep_worker.formats import DataFile
 from lockstep_worker.shard import Shard
@@ -29,6 +30,7 @@ class Dataset:
     num_inputs: int
     num_outputs: int
     has_labels: bool
+    loss: job_pb2.Loss.ValueType
     dtype: "np.dtype[Any]"
     num_shards: int
     training: bool
@@ -123,6 +125,9 @@ class Dataset:
             fill_labels(shard.y[rows], batch, self.target[0], self.num_outputs, lo)
         else:
             fill(shard.y[rows], batch, self.target, lo)
+            if self.loss in (job_pb2.LOSS_CROSS_ENTROPY, job_pb2.LOSS_BINARY_CROSS_ENTROPY):
+                sum_to_1 = self.loss == job_pb2.LOSS_CROSS_ENTROPY
+                check_probabilities(shard.y[rows], batch, self.target, lo, sum_to_1=sum_to_1)
         if shard.weight is not None:
             fill_weights(shard.weight[rows], batch, self.weight, lo)
 

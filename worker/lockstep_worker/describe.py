@@ -111,6 +111,7 @@ def _dataset(
         num_inputs=spec.network.inputs,
         num_outputs=spec.network.layers[-1].units,
         has_labels=has_labels,
+        loss=spec.loss,
         dtype=Layout.from_spec(spec).dtype,
         num_shards=spec.shards,
         training=training,

@@ -30,7 +30,7 @@ ENVIRONMENT = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the fleet until a signal or the end of its parent ends it; exits with 1 when Ray is gone or another fleet came."""
+    """Run the fleet until a signal or its parent's end; exits with 1 when Ray is gone or another fleet came."""
     options = _parser().parse_args(arguments)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
