@@ -154,7 +154,7 @@ def _check_installed() -> None:
 
 
 def _environment() -> dict[str, str]:
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | ENVIRONMENT
+    environment = os.environ | ENVIRONMENT
     if len(tempfile.gettempdir()) > MAX_TEMPDIR:
         environment.setdefault("RAY_TMPDIR", "/tmp")
     return environment

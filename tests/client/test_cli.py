@@ -61,7 +61,9 @@ def waiting(client: lockstep.Client, submit: Callable[..., lockstep.Job]) -> loc
 def test_after_submit_the_next_three_commands_can_be_typed_as_they_are_printed(
     run: Run, job_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    rows = "../rows.csv"
     submitted = run("submit", job_file)
     assert (submitted.code, submitted.err) == (0, "")
     job_id = re.match(r"job ([0-9a-f]{12}) \(shell\) ", submitted.out)[1]
@@ -78,9 +80,9 @@ def test_after_submit_the_next_three_commands_can_be_typed_as_they_are_printed(
     assert model.digest in watched.out
 
     expected = model.predict(X).tolist()
-    assert run("predict", "model.safetensors", "rows.csv").out.split() == ["prediction", *map(str, expected)]
-    assert run("predict", "model.safetensors", "rows.csv", "--format=json").json == expected
-    written = run("predict", "model.safetensors", "rows.csv", "-o", "predicted.csv")
+    assert run("predict", "model.safetensors", rows).out.split() == ["prediction", *map(str, expected)]
+    assert run("predict", "model.safetensors", rows, "--format=json").json == expected
+    written = run("predict", "model.safetensors", rows, "-o", "predicted.csv")
     assert (written.out, written.err) == ("", "48 predictions in predicted.csv\n")
     assert Path("predicted.csv").read_text().split()[1:] == list(map(str, expected))
     assert run("download", job_id[:4], "-o", "best.safetensors", "--best").code == 0

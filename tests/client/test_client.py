@@ -432,6 +432,14 @@ def test_a_wait_survives_the_server_and_says_so(
     assert all(record.levelno == logging.WARNING for record in caplog.records)
 
 
+def test_a_wait_for_a_server_that_stays_away_ends_in_time(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "state") as server, lockstep.Client(server.address) as client:
+        job = client.submit(SPEC, data=(X, Y))
+        server.kill()
+        with pytest.raises(lockstep.WaitTimeoutError, match=f"job {job.id} has not ended after 0.7"):
+            job.wait(timeout_s=0.7)
+
+
 def poll(holds: Callable[[], bool]) -> None:
     end_s = time.monotonic() + 30
     while not holds():

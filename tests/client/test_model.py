@@ -127,7 +127,13 @@ def test_weights_and_biases_are_the_layers_own_and_read_only() -> None:
     np.testing.assert_array_equal(model.biases[2], FLAT[-3:])
     with pytest.raises(ValueError, match="read-only"):
         model.weights[0][0, 0] = 1.0
-    assert FLAT.flags.writeable, "what it was made of is left alone"
+
+
+def test_a_model_and_what_it_was_made_of_do_not_share_memory() -> None:
+    flat = FLAT.copy()
+    model = Model(make().spec, flat)
+    flat[0] += 1.0
+    assert model.digest == make().digest
 
 
 def test_the_digest_is_of_layout_and_parameters() -> None:

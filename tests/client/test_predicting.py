@@ -39,7 +39,7 @@ def test_a_model_of_arrays_takes_every_column(file: Path) -> None:
 
 def test_what_spreadsheets_add_is_no_matter(file: Path) -> None:
     file.write_bytes(b'\xef\xbb\xbf"a","b"\r\n"1"," 2 "\r\n\r\n')
-    assert read_features(model(), file).tolist() == [[1, 2]]
+    assert read_features(model(features=["a", "b"]), file).tolist() == [[1, 2]]
 
 
 def test_no_rows_are_no_predictions(file: Path) -> None:
