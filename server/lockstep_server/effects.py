@@ -56,7 +56,7 @@ class EpochDone:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Nothing follows."""
+    """Nothing follows: say goodbye to all workers."""
 
     outcome: Outcome
 

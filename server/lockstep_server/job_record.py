@@ -118,10 +118,11 @@ class JobRecord:
         job.phase = run.phase
         job.step, job.num_steps = run.step, run.num_steps
         job.epoch, job.num_epochs = run.epoch, run.num_epochs
-        job.rows_per_s = run.rows_per_s
+        job.rows_per_s = run.measures.speed.rows_per_s
         job.num_workers = len(run.workers)
-        for name in ("loss", "validation_loss", "validation_accuracy", "remaining_s"):
-            _set_or_clear(job, name, getattr(run, name))
+        _set_or_clear(job, "remaining_s", run.remaining_s)
+        for name in ("loss", "validation_loss", "validation_accuracy"):
+            _set_or_clear(job, name, getattr(run.measures, name))
         if run.numerics is not None:
             job.numerics.CopyFrom(run.numerics)
 

@@ -1,4 +1,4 @@
-"""A job that runs: carries the effects of its training to streams, listener and metrics, and brings it the events."""
+"""A job that runs: carries the effects of its training to streams and listener, and brings it the events."""
 
 import asyncio
 import contextlib
@@ -11,18 +11,16 @@ import numpy.typing as npt
 
 from lockstep_proto import numerics
 from lockstep_proto.codec import NodeChunk
-from lockstep_proto.layout import Layout
 from lockstep_proto.v1 import job_pb2, numerics_pb2, service_pb2, training_pb2
-from lockstep_server import norms
 from lockstep_server.checkpoints import Checkpoint
 from lockstep_server.crew import TICKS_PER_LEASE
 from lockstep_server.effects import Dismiss, Effect, Ended, EpochDone, Forget, Notice, Send, StepDone
 from lockstep_server.initial import initial_parameters
+from lockstep_server.measures import Measures
 from lockstep_server.metrics import Metrics
 from lockstep_server.outbox import Outbox
 from lockstep_server.progress import Progress
-from lockstep_server.records import EpochRecord, Outcome, RunListener, StepRecord
-from lockstep_server.speed import Speed
+from lockstep_server.records import Outcome, RunListener
 from lockstep_server.training import Training
 
 log = logging.getLogger(__name__)
@@ -51,9 +49,6 @@ class JobRun:
         self.job_id = job_id
         self.spec = spec
         self.numerics = numerics
-        self.loss: float | None = None
-        self.validation_loss: float | None = None
-        self.validation_accuracy: float | None = None
         self.training = Training(
             spec,
             num_rows=num_rows,
@@ -66,14 +61,10 @@ class JobRun:
         self._clock = clock
         self._lease_s = lease_s
         self._listener = listener
-        self._metrics = metrics
+        self.measures = Measures(job_id, metrics, clock())
         self._outboxes: dict[str, Outbox] = {}
         self._infos: dict[str, service_pb2.WorkerInfo] = {}
-        self._speed = Speed(clock())
-        self._num_bytes_in = self._num_bytes_out = 0
-        self._counted_duplicates = self._counted_reassigned = 0
         self._ticking = asyncio.get_running_loop().create_task(self._tick())
-        metrics.job_started(job_id)
 
     # What a status shows.
 
@@ -103,14 +94,10 @@ class JobRun:
         return self.training.plan.num_epochs
 
     @property
-    def rows_per_s(self) -> float:
-        """Rows a second, lately."""
-        return self._speed.rows_per_s
-
-    @property
     def remaining_s(self) -> float | None:
         """Seconds to the last step at the present speed."""
-        return (self.num_steps - self.step) / self._speed.steps_per_s if self._speed.steps_per_s > 0 else None
+        steps_per_s = self.measures.speed.steps_per_s
+        return (self.num_steps - self.step) / steps_per_s if steps_per_s > 0 else None
 
     @property
     def workers(self) -> list[service_pb2.WorkerInfo]:
@@ -182,7 +169,7 @@ class JobRun:
         async for message in messages:
             with self._defects_end_it():
                 if isinstance(message, NodeChunk):
-                    self._num_bytes_in += len(message.data)
+                    self.measures.num_bytes_in += len(message.data)
                     self._carry(self.training.chunk_received(worker_id, message, self._clock()))
                 elif self._said(worker_id, message):
                     return
@@ -241,7 +228,7 @@ class JobRun:
         while True:
             await asyncio.sleep(self._lease_s / TICKS_PER_LEASE)
             with self._defects_end_it():
-                self._speed.look(self._clock())
+                self.measures.speed.look(self._clock())
                 self._carry(self.training.tick(self._clock()))
                 self._workers_changed()
 
@@ -251,9 +238,11 @@ class JobRun:
                 case Send():
                     self._send(effect)
                 case StepDone(record):
-                    self._step_done(record)
+                    self.measures.step_done(record)
+                    self._listener.step(record)
                 case EpochDone(record):
-                    self._epoch_done(record)
+                    self.measures.epoch_done(record, self.training.update)
+                    self._listener.epoch(record)
                 case Notice(severity, message):
                     self._listener.event(severity, message)
                 case Forget(worker_id):
@@ -263,9 +252,9 @@ class JobRun:
                         self._outboxes[worker_id].close(_goodbye(reason, refused=refused))
                 case Ended(outcome):
                     self.close()
-                    for outbox in self._outboxes.values():  # also to those that were given up
+                    for outbox in self._outboxes.values():  # those of workers that were given up, too
                         outbox.close(_goodbye("the job has ended", refused=False))
-                    self._measure()
+                    self.measures.count(self.training)
                     self._listener.ended(outcome)
 
     def _send(self, effect: Send) -> None:
@@ -277,41 +266,11 @@ class JobRun:
                 self._carry(self.training.worker_behind(worker_id))
                 continue
             outbox.put(effect.version, effect.message)
-            self._num_bytes_out += len(effect.message)
-
-    def _step_done(self, record: StepRecord) -> None:
-        self.loss = record.loss
-        self._speed.step(record.num_rows)
-        self._metrics.step(self.job_id, record)
-        self._listener.step(record)
-        self._metrics.exchanged(self.job_id, "in", self._num_bytes_in)
-        self._metrics.exchanged(self.job_id, "out", self._num_bytes_out)
-        self._num_bytes_in = self._num_bytes_out = 0
-
-    def _epoch_done(self, record: EpochRecord) -> None:
-        if record.validation_loss == record.validation_loss:  # not NaN: there was an evaluation
-            self.validation_loss = record.validation_loss
-        if record.validation_accuracy == record.validation_accuracy:
-            self.validation_accuracy = record.validation_accuracy
-        training = self.training
-        layout = Layout.from_spec(self.spec)
-        weight_norms = norms.layer_norms(layout, training.update.parameters())
-        self._metrics.norms(self.job_id, training.update.layer_norms, weight_norms)
-        self._metrics.epoch(self.job_id, record)
-        self._listener.epoch(record)
+            self.measures.num_bytes_out += len(effect.message)
 
     def _workers_changed(self) -> None:
-        self._measure()
+        self.measures.count(self.training)
         self._listener.changed()
-
-    def _measure(self) -> None:
-        """Tell the metrics what is not worth telling at every step."""
-        training = self.training
-        computing = sum(1 for worker in training.workers.values() if worker.ranges)
-        self._metrics.workers(self.job_id, {"computing": computing, "idle": len(training.workers) - computing})
-        self._metrics.duplicates(self.job_id, training.num_duplicates - self._counted_duplicates)
-        self._metrics.reassigned(self.job_id, training.num_reassigned - self._counted_reassigned)
-        self._counted_duplicates, self._counted_reassigned = training.num_duplicates, training.num_reassigned
 
 
 def _version_0(spec: job_pb2.JobSpec, initial: Array | None) -> Checkpoint:

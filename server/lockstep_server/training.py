@@ -222,8 +222,7 @@ class Training:
         self.ended = True
         self._round = None
         self._waiting_since_s = None
-        goodbyes: list[Effect] = [Dismiss(worker_id, "the job has ended") for worker_id in self.workers]
-        return [*goodbyes, Ended(outcome)]
+        return [Ended(outcome)]
 
     def _fail(self, error_type: service_pb2.ErrorType.ValueType, message: str) -> list[Effect]:
         return self._end(Outcome(service_pb2.JOB_STATE_FAILED, error_type=error_type, message=message))

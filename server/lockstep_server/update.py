@@ -48,19 +48,19 @@ class ParameterUpdate:
         self, spec: job_pb2.JobSpec, *, attempt: int, version: int, parameters: Array, state: State | None
     ) -> None:
         self._spec = spec
-        self._layout = Layout.from_spec(spec)
-        self.chunking = chunking_of(self._layout)
+        self.layout = Layout.from_spec(spec)
+        self.chunking = chunking_of(self.layout)
         self._attempt = attempt
         self.version = version
         self._optimizer = optimizer_from_spec(spec.optimizer)
-        self._state = state or self._optimizer.init(self._layout.num_parameters, self._layout.dtype)
+        self._state = state or self._optimizer.init(self.layout.num_parameters, self.layout.dtype)
         self._next_state = {name: np.empty_like(values) for name, values in self._state.items()}
         self._clip_norm = spec.clip_norm if spec.HasField("clip_norm") else None
         ranges = [self.chunking.range(i) for i in range(self.chunking.num_chunks)]
-        self._chunks = [_Chunk(lo, hi, clip_slices(self._layout.weight_slices, lo, hi)) for lo, hi in ranges]
-        size = self._layout.num_parameters if self._clip_norm else max(chunk.hi - chunk.lo for chunk in self._chunks)
-        self._gradient = np.empty(size, self._layout.dtype)
-        self._out = np.empty(max(chunk.hi - chunk.lo for chunk in self._chunks), self._layout.dtype)
+        self._chunks = [_Chunk(lo, hi, clip_slices(self.layout.weight_slices, lo, hi)) for lo, hi in ranges]
+        size = self.layout.num_parameters if self._clip_norm else max(chunk.hi - chunk.lo for chunk in self._chunks)
+        self._gradient = np.empty(size, self.layout.dtype)
+        self._out = np.empty(max(chunk.hi - chunk.lo for chunk in self._chunks), self.layout.dtype)
         self.messages = [
             self._encode(version, i, parameters[chunk.lo : chunk.hi]) for i, chunk in enumerate(self._chunks)
         ]
@@ -71,7 +71,7 @@ class ParameterUpdate:
     def _begin(self) -> None:
         num_chunks = len(self._chunks)
         self.next_messages: list[bytes | None] = [None] * num_chunks
-        self._layer_squares = [0.0] * self._layout.num_layers
+        self._layer_squares = [0.0] * self.layout.num_layers
         self._squares: list[list[float]] = [[] for _ in range(num_chunks)]
         self._penalties: list[list[float]] = [[] for _ in range(num_chunks)]
         self.learning_rate = learning_rate(self._spec, self.version)
@@ -85,7 +85,7 @@ class ParameterUpdate:
         chunk = self._chunks[chunk_index]
         w = self._view(self.messages[chunk_index])
         g = self._gradient[chunk.lo : chunk.hi] if self._clip_norm else self._gradient[: chunk.hi - chunk.lo]
-        np.divide(gradient_sum, self._layout.dtype.type(weight), out=g)
+        np.divide(gradient_sum, self.layout.dtype.type(weight), out=g)
         penalty = self._spec.penalty
         if penalty.l1 or penalty.l2:
             penalties.add_gradient(g, w, chunk.weights, penalty.l1, penalty.l2)
@@ -104,7 +104,7 @@ class ParameterUpdate:
             return []
         norm = self.gradient_norm()
         if norm > self._clip_norm:
-            self._gradient *= self._layout.dtype.type(self._clip_norm / norm)
+            self._gradient *= self.layout.dtype.type(self._clip_norm / norm)
         views = ((i, self._view(self.messages[i]), self._gradient[c.lo : c.hi]) for i, c in enumerate(self._chunks))
         return [self._update(i, w, g) for i, w, g in views]
 
@@ -139,7 +139,7 @@ class ParameterUpdate:
 
     def _measure(self, chunk: _Chunk, g: Array) -> None:
         """Add the chunk's share to the squares of each layer's gradient; for people, not for the mathematics."""
-        for i, layer in enumerate(self._layout.layer_slices):
+        for i, layer in enumerate(self.layout.layer_slices):
             part = g[max(layer.start - chunk.lo, 0) : max(layer.stop - chunk.lo, 0)]
             self._layer_squares[i] += float(np.add.reduce(np.square(part, dtype=np.float64)))
 
@@ -158,8 +158,8 @@ class ParameterUpdate:
         return codec.encode_parameter_chunk(codec.ParameterChunk(self._attempt, version, chunk_index, values.data))
 
     def _view(self, message: bytes) -> Array:
-        return np.frombuffer(message, self._layout.dtype, offset=codec.PARAMETERS_HEADER_BYTES)
+        return np.frombuffer(message, self.layout.dtype, offset=codec.PARAMETERS_HEADER_BYTES)
 
     def _name_not_finite(self, chunk: _Chunk, g: Array) -> str:
         element = chunk.lo + int(np.argmin(np.isfinite(g)))
-        return f"the gradient of layer {self._layout.layer_of(element)} is not finite"
+        return f"the gradient of layer {self.layout.layer_of(element)} is not finite"

@@ -19,6 +19,8 @@ from lockstep_server.job_files import JobFiles
 from lockstep_server.job_record import JobRecord
 from lockstep_server.jobs import Jobs
 from lockstep_server.journal import Journal
+from lockstep_server.measures import Measures
+from lockstep_server.metrics import Metrics
 from lockstep_server.records import EpochRecord, Outcome, StepRecord
 from lockstep_server.scheduler import Scheduler
 from lockstep_server.settings import Settings
@@ -76,11 +78,8 @@ class FakeRun:
         self.step = self.start.version if self.start is not None else 0
         self.num_steps, self.epoch, self.num_epochs = 100, 0, 2
         self.numerics: NumericsFingerprint | None = arguments["numerics"]
-        self.loss: float | None = None
-        self.validation_loss: float | None = None
-        self.validation_accuracy: float | None = None
+        self.measures = Measures(job_id, Metrics(), 0.0)
         self.remaining_s: float | None = None
-        self.rows_per_s = 0.0
         self.workers: list[service_pb2.WorkerInfo] = []
         self.best_parameters: np.ndarray[Any, Any] | None = None
         self.asked: list[str] = []
@@ -98,7 +97,7 @@ class FakeRun:
     def train(self, steps: int) -> None:
         for _ in range(steps):
             record = step_record(self.step)
-            self.loss = record.loss
+            self.measures.loss = record.loss
             self.step += 1
             self.listener.step(record)
 

@@ -1,0 +1,56 @@
+"""What a run says of itself in numbers: to the metrics, and to a status."""
+
+from typing import TYPE_CHECKING
+
+from lockstep_server import norms
+from lockstep_server.metrics import Metrics
+from lockstep_server.records import EpochRecord, StepRecord
+from lockstep_server.speed import Speed
+from lockstep_server.update import ParameterUpdate
+
+if TYPE_CHECKING:
+    from lockstep_server.training import Training
+
+
+class Measures:
+    """The latest numbers of one run. What happens for every message is only counted, and told once a step."""
+
+    def __init__(self, job_id: str, metrics: Metrics, now: float) -> None:
+        self.speed = Speed(now)
+        self.loss: float | None = None
+        self.validation_loss: float | None = None
+        self.validation_accuracy: float | None = None
+        self.num_bytes_in = 0  # since the last step
+        self.num_bytes_out = 0
+        self._job_id = job_id
+        self._metrics = metrics
+        self._num_duplicates = 0  # told so far
+        self._num_reassigned = 0
+        metrics.job_started(job_id)
+
+    def step_done(self, record: StepRecord) -> None:
+        """A step is done."""
+        self.loss = record.loss
+        self.speed.step(record.num_rows)
+        self._metrics.step(self._job_id, record)
+        self._metrics.exchanged(self._job_id, "in", self.num_bytes_in)
+        self._metrics.exchanged(self._job_id, "out", self.num_bytes_out)
+        self.num_bytes_in = self.num_bytes_out = 0
+
+    def epoch_done(self, record: EpochRecord, update: ParameterUpdate) -> None:
+        """An epoch is done. NaN stands for what was not measured."""
+        if record.validation_loss == record.validation_loss:
+            self.validation_loss = record.validation_loss
+        if record.validation_accuracy == record.validation_accuracy:
+            self.validation_accuracy = record.validation_accuracy
+        weight_norms = norms.layer_norms(update.layout, update.parameters())
+        self._metrics.norms(self._job_id, update.layer_norms, weight_norms)
+        self._metrics.epoch(self._job_id, record)
+
+    def count(self, training: "Training") -> None:
+        """Tell what is not worth telling at every step."""
+        computing = sum(1 for worker in training.workers.values() if worker.ranges)
+        self._metrics.workers(self._job_id, {"computing": computing, "idle": len(training.workers) - computing})
+        self._metrics.duplicates(self._job_id, training.num_duplicates - self._num_duplicates)
+        self._metrics.reassigned(self._job_id, training.num_reassigned - self._num_reassigned)
+        self._num_duplicates, self._num_reassigned = training.num_duplicates, training.num_reassigned
