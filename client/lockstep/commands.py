@@ -22,7 +22,7 @@ from lockstep.output import (
     short_id,
     to_json,
 )
-from lockstep.progress import says_how_to_come_back
+from lockstep.progress import counted, says_how_to_come_back
 from lockstep_proto.spec import SpecError, load_file, override, to_dict
 from lockstep_proto.v1 import job_pb2
 
@@ -140,13 +140,14 @@ def cluster(options: argparse.Namespace) -> None:
     if options.format == "json":
         print_json(message_fields(found))
         return
-    slots = f"room for {found.worker_slots} of {found.cpus_per_worker} CPU on {found.nodes} machine(s)"
+    workers, cpus = counted(found.worker_slots, "worker"), counted(found.cpus_per_worker, "CPU")
+    slots = f"room for {workers} of {cpus} on {counted(found.nodes, 'machine')}"
     print_fields(
         [
             ("server", f"{options.server}, version {found.server_version}"),
             ("fleet", slots if found.fleet_attached else "none is attached"),
             ("workers", len(found.workers)),
-            ("queue", f"{found.queue_depth} job(s)"),
+            ("queue", counted(found.queue_depth, "job")),
         ]
     )
     if found.workers:

@@ -69,9 +69,10 @@ class Display:
                 self._line(f"{event.severity}: {event.message}")
         if update.notice:
             self._line(update.notice)
-        text = describe(update.job)
+        width = shutil.get_terminal_size().columns - 1 if self._in_place else None
+        text = describe(update.job, width)
         if self._in_place:
-            self._write_over(text)
+            self._write_over(text[:width])  # a line that wraps could not be written over
         elif text != self._last and (update.job.state.ended or self._is_due()):
             self._written_s, self._last = time.monotonic(), text
             self._out.write(text + "\n")
@@ -84,7 +85,6 @@ class Display:
             self._out.flush()
 
     def _write_over(self, text: str) -> None:
-        text = text[: shutil.get_terminal_size().columns - 1]  # a line that wraps could not be written over
         self._out.write("\r" + text.ljust(self._width))
         self._width = len(text)
 
@@ -96,25 +96,43 @@ class Display:
         return self._written_s is None or time.monotonic() - self._written_s >= LINE_EVERY_S
 
 
-def describe(job: "Job") -> str:
-    """Say in one line how a job stands."""
-    parts = [job.name]
-    if job.state is not JobState.RUNNING:
-        parts.append(str(job.state))
-    if job.phase != str(job.state) and not job.phase.startswith("step ") and not job.state.ended:
-        parts.append(job.phase)
-    if job.num_steps:
-        parts += [f"step {job.step}/{job.num_steps}", f"epoch {job.epoch}/{job.num_epochs}"]
-    for label, value in (("loss", job.loss), ("val loss", job.validation_loss), ("val acc", job.validation_accuracy)):
-        if value is not None:
-            parts.append(f"{label} {value:.4f}")
-    if job.state is JobState.RUNNING and job.num_steps:
-        parts.append(f"{job.rows_per_s:,.0f} rows/s" if job.rows_per_s else "")
-        parts.append(f"{job.num_workers} worker{'s' if job.num_workers != 1 else ''}")
-        parts.append(f"{_duration(job.remaining_s)} left" if job.remaining_s is not None else "")
-    if job.state.ended:
-        parts.append(job.message)
-    return "  ".join(part for part in parts if part)
+def describe(job: "Job", width: int | None = None) -> str:
+    """Say in one line how a job stands; where it has to be narrow, what matters least is left out."""
+    training = job.state is JobState.RUNNING and job.num_steps > 0
+    parts = {
+        "name": job.name,
+        "state": "" if job.state is JobState.RUNNING else str(job.state),
+        "phase": job.phase if _is_telling(job) else "",
+        "step": f"step {job.step}/{job.num_steps}" if job.num_steps else "",
+        "epoch": f"epoch {job.epoch}/{job.num_epochs}" if job.num_steps else "",
+        "loss": _number("loss", job.loss),
+        "validation loss": _number("val loss", job.validation_loss),
+        "validation accuracy": _number("val acc", job.validation_accuracy),
+        "speed": f"{job.rows_per_s:,.0f} rows/s" if training and job.rows_per_s else "",
+        "workers": counted(job.num_workers, "worker") if training else "",
+        "left": f"{_duration(job.remaining_s)} left" if training and job.remaining_s is not None else "",
+        "message": job.message if job.state.ended else "",
+    }
+    for least in ("", "validation loss", "validation accuracy", "name"):
+        parts.pop(least, None)
+        line = "  ".join(part for part in parts.values() if part)
+        if width is None or len(line) <= width:
+            break
+    return line
+
+
+def _is_telling(job: "Job") -> bool:
+    """Whether the phase says more than state, step and epoch do."""
+    return not job.state.ended and job.phase != str(job.state) and not job.phase.startswith(("step ", "evaluating "))
+
+
+def _number(label: str, value: float | None) -> str:
+    return "" if value is None else f"{label} {value:.4f}"
+
+
+def counted(number: int, what: str) -> str:
+    """Return "1 worker" or "2 workers"."""
+    return f"{number} {what}{'s' if number != 1 else ''}"
 
 
 def _duration(seconds: float) -> str:

@@ -151,7 +151,7 @@ def test_list_shows_the_newest_first(run: Run, trained: lockstep.Job, waiting: l
 
 
 def test_cluster_shows_what_is_connected(run: Run, client: lockstep.Client) -> None:
-    assert "room for 1 of 1 CPU on 1 machine" in run("cluster").out
+    assert "room for 1 worker of 1 CPU on 1 machine\n" in run("cluster").out
     found = run("cluster", "--format=json").json
     assert (found["fleet_attached"], found["worker_slots"], found["cpus_per_worker"]) == (True, 1, 1)
     assert found["workers"] == []

@@ -49,6 +49,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
             "digits  step 120/900  epoch 10/75  2 workers  3:01:05 left",
         ),
         (
+            TRAINING | {"phase": "evaluating after epoch 10 of 75", "num_workers": 1},
+            "digits  step 120/900  epoch 10/75  loss 0.5123  12,346 rows/s  1 worker",
+        ),
+        (
             TRAINING | {"phase": "recovering", "num_workers": 0, "rows_per_s": 0.0},
             "digits  recovering  step 120/900  epoch 10/75  loss 0.5123  0 workers",
         ),
@@ -100,11 +104,20 @@ def test_a_terminal_has_one_line_that_is_written_over() -> None:
     assert out.getvalue() == "\r" + long + "\r" + "digits  pending  x".ljust(len(long)) + "\n"
 
 
+def test_what_matters_least_is_left_out_where_there_is_no_room() -> None:
+    fields = TRAINING | {"validation_loss": 0.25, "validation_accuracy": 0.9, "remaining_s": 75.4}
+    whole = describe(job(**fields))
+    assert describe(job(**fields), len(whole)) == whole
+    assert describe(job(**fields), len(whole) - 1) == whole.replace("val loss 0.2500  ", "")
+    narrow = "step 120/900  epoch 10/75  loss 0.5123  12,346 rows/s  2 workers  1:15 left"
+    assert describe(job(**fields), 79) == describe(job(**fields), 10) == narrow
+
+
 def test_a_line_is_no_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     out = Terminal()
     Display(out).show(Update(job(**TRAINING)))
-    assert out.getvalue() == "\rdigits  step 120/90"
+    assert out.getvalue() == "\rstep 120/900  epoch"
 
 
 @pytest.mark.parametrize("out", [io.StringIO(), Terminal()])
