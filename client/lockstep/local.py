@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -73,6 +74,7 @@ class LocalCluster:
         if self._client is not None:
             return self._client
         atexit.register(self.close)  # for a program that ends without
+        _STARTED.add(self)
         try:
             return self._start()
         except BaseException:
@@ -126,6 +128,14 @@ class LocalCluster:
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary = None
 
+    def _let_go(self) -> None:
+        """In a fork of this program: leave the cluster to the program itself, whose end is the cluster's end."""
+        atexit.unregister(self.close)
+        for process in self._processes:
+            process.let_go()
+        self._processes.clear()
+        self._client = self._temporary = None
+
     def _make_temporary(self) -> Path:
         self._temporary = Path(tempfile.mkdtemp(prefix="lockstep-cluster-"))
         return self._temporary
@@ -144,6 +154,17 @@ class LocalCluster:
     def __repr__(self) -> str:
         where = f" at {self.address}" if self._processes else ", not started"
         return f"<LocalCluster of {self._workers} workers with {self._cpus_per_worker} CPUs{where}>"
+
+
+_STARTED: "weakref.WeakSet[LocalCluster]" = weakref.WeakSet()
+
+
+def _let_go_in_fork() -> None:
+    for cluster in list(_STARTED):
+        cluster._let_go()
+
+
+os.register_at_fork(after_in_child=_let_go_in_fork)
 
 
 def _check_installed() -> None:
@@ -201,6 +222,10 @@ class _Process:
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()
+
+    def let_go(self) -> None:
+        self.ask_to_end()  # only closes this end of the pipes: the process sees their end when all copies are closed
+        self._process.returncode = 0
 
     def end(self) -> None:
         try:

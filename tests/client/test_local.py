@@ -24,13 +24,16 @@ pytestmark = pytest.mark.cluster
 
 # A program that holds a cluster with a running job until it is killed, or reads a line.
 PROGRAM = f"""
-import sys
+import os, signal, sys
 import numpy as np
 import lockstep
 client = lockstep.LocalCluster(1).start()
 job = client.submit({ENDLESS!r}, data=(np.ones((8, 4)), [0, 1, 2, 0, 1, 2, 0, 1]))
 next(update for update in client.watch(job.id) if update.job.step > 0)
-print("ready", flush=True)
+fork = os.fork() if "fork" in sys.argv else None  # as multiprocessing does
+if fork == 0:
+    signal.pause()
+print("ready", fork, sep="\\n", flush=True)
 sys.stdin.readline()
 """
 
@@ -71,9 +74,9 @@ def test_a_cluster_is_ready_when_it_is_started_and_ends_whole(tmp_path: Path, mo
 def program(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(mark: str) -> subprocess.Popen[bytes]:
+    def start(mark: str, *arguments: str) -> subprocess.Popen[bytes]:
         program = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM],
+            [sys.executable, "-c", PROGRAM, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -107,6 +110,19 @@ def test_a_program_leaves_no_process_of_its_cluster_behind(
         assert list(tmp_path.glob("lockstep-cluster-*")) == []
     until_gone(processes)
     until(lambda: not living(marked(mark)), lambda: living(marked(mark)))
+
+
+def test_a_fork_of_the_program_does_not_keep_its_cluster(program: Callable[..., subprocess.Popen[bytes]]) -> None:
+    mark = secrets.token_hex(8)
+    running = program(mark, "fork")
+    assert running.stdout is not None
+    fork = int(running.stdout.readline())
+    cluster = {process for process in family(running.pid) if process.pid != fork}
+    (fork_itself,) = family(running.pid) - cluster
+    running.kill()
+    until_gone(cluster)
+    assert living([fork_itself])
+    os.kill(fork, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("which", ["port", "http_port"])
