@@ -119,10 +119,12 @@ def test_a_fork_of_the_program_does_not_keep_its_cluster(program: Callable[..., 
     fork = int(running.stdout.readline())
     cluster = {process for process in family(running.pid) if process.pid != fork}
     (fork_itself,) = family(running.pid) - cluster
-    running.kill()
-    until_gone(cluster)
-    assert living([fork_itself])
-    os.kill(fork, signal.SIGKILL)
+    try:
+        running.kill()
+        until_gone(cluster)
+        assert living([fork_itself])
+    finally:
+        os.kill(fork, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("which", ["port", "http_port"])
