@@ -183,10 +183,7 @@ def predict(options: argparse.Namespace) -> None:
 
 def validate(options: argparse.Namespace) -> None:
     """Check a job file."""
-    spec = _read_spec(options)
-    violations = submission.violations(spec)
-    if violations:
-        raise InvalidSpecError(violations)
+    spec = submission.Submission(_read_spec(options)).spec
     if options.format == "json":
         print_json(to_dict(spec))
     else:

@@ -10,8 +10,9 @@ import grpc
 
 from lockstep import arrays, uploads
 from lockstep.calls import Deadline
-from lockstep.errors import InvalidSpecError
+from lockstep.errors import InvalidModelError, InvalidSpecError
 from lockstep.model import Model
+from lockstep_proto.layout import Layout
 from lockstep_proto.rules import UPLOAD_ID
 from lockstep_proto.spec import SpecError, Violation, check, read_spec
 from lockstep_proto.v1 import job_pb2
@@ -22,7 +23,8 @@ Spec = Mapping[str, Any] | str | Path | job_pb2.JobSpec
 class Submission:
     """A checked spec, and what has to be on the server for it.
 
-    Raises InvalidSpecError with all violations, files that are not there included, and InvalidDataError.
+    Raises InvalidSpecError with all violations, files that are not there included; InvalidDataError for arrays,
+    InvalidModelError for a model of another shape.
     """
 
     def __init__(
@@ -38,9 +40,12 @@ class Submission:
         self._contents: dict[str, bytes] = {}
         self._enter_arrays(data=data, validation=validation)
         self._enter_model(initial_model)
-        found = violations(self.spec)
-        if found:
-            raise InvalidSpecError(found)
+        violations = check(self.spec) + [found for file in _files(self.spec) if (found := file.violation)]
+        if violations:
+            raise InvalidSpecError(violations)
+        for file in _files(self.spec):
+            if file.is_model:
+                _check_shape(Model.load(file.name), self.spec, file.name)
 
     def send(self, channel: grpc.Channel, deadline: Deadline) -> job_pb2.JobSpec:
         """Send what the server does not have; return the spec with the ids of the uploads. Raises RpcError."""
@@ -65,6 +70,7 @@ class Submission:
 
     def _enter_model(self, model: "Model | str | Path | None") -> None:
         if isinstance(model, Model):
+            _check_shape(model, self.spec, "initial_model")
             self.spec.initial_parameters.model = self._keep(model.to_bytes(), ".safetensors")
         elif model is not None:
             self.spec.initial_parameters.model = str(Path(model).expanduser().absolute())
@@ -90,9 +96,14 @@ def read(spec: Spec, *, require_data: bool = True, directory: Path | None = None
     return message
 
 
-def violations(spec: job_pb2.JobSpec) -> list[Violation]:
-    """Return everything that is wrong with a spec and the files that it names."""
-    return check(spec) + [found for file in _files(spec) if (found := file.violation)]
+def _check_shape(model: Model, spec: job_pb2.JobSpec, name: str) -> None:
+    has, wanted = (Layout.from_spec(of) for of in (model.spec, spec))
+    if has != wanted:
+        raise InvalidModelError(f"{name}: is a model of {_shape(has)}, the network of the job is {_shape(wanted)}")
+
+
+def _shape(layout: Layout) -> str:
+    return f"{'-'.join(map(str, layout.sizes))} {layout.dtype}"
 
 
 class _File:
@@ -100,6 +111,10 @@ class _File:
 
     def __init__(self, path: str, message: Any, field: str, suffixes: tuple[str, ...]) -> None:
         self._path, self._message, self._field, self._suffixes = path, message, field, suffixes
+
+    @property
+    def is_model(self) -> bool:
+        return self._suffixes == uploads.MODEL_SUFFIXES
 
     @property
     def name(self) -> str:

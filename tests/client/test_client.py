@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import lockstep
+from lockstep_proto.spec import read_spec
 from lockstep_proto.v1 import job_pb2
 from lockstep_server.uploads import Incoming, Uploads
 from tests.client.conftest import ENDLESS, SPEC, WAITING, X, Y
@@ -130,6 +131,23 @@ def test_arrays_and_models_take_the_place_of_the_files_that_a_spec_names(
     assert job.spec.initial_parameters.model.endswith(".safetensors")
     saved = model.save(tmp_path / "start.safetensors")
     assert lonely.submit(SPEC, data=(X, Y), initial_model=saved).spec == job.spec
+
+
+def test_a_model_to_begin_with_must_have_the_networks_shape(lonely: lockstep.Client, tmp_path: Path) -> None:
+    model = lockstep.Model(read_spec(SPEC), np.zeros(4 * 5 + 5 + 5 * 3 + 3))
+    saved = model.save(tmp_path / "start.safetensors")
+    wider = SPEC | {"network": {"inputs": 4, "layers": [{"units": 9}, SPEC["network"]["layers"][1]]}}
+    for spec, given, name in (
+        (wider, model, "initial_model"),
+        (wider, saved, saved),
+        (wider | {"initial_parameters": {"model": str(saved)}}, None, saved),
+    ):
+        with pytest.raises(lockstep.InvalidModelError) as caught:
+            lonely.submit(spec, data=(X, Y), initial_model=given)
+        assert str(caught.value) == f"{name}: is a model of 4-5-3 float32, the network of the job is 4-9-3 float32"
+    saved.write_bytes(b"")
+    with pytest.raises(lockstep.InvalidModelError, match="is no whole safetensors file"):
+        lonely.submit(SPEC, data=(X, Y), initial_model=saved)
 
 
 def test_the_same_request_is_the_same_job(lonely: lockstep.Client) -> None:
