@@ -1,5 +1,7 @@
 """`lockstep demo`: trains a classifier of handwritten digits on a local cluster, and shows what came of it."""
 
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -53,9 +55,17 @@ def run(workers: int, cpus_per_worker: int, output: Path) -> None:
     print(f"model          {output}")
     print(f"time           {time.monotonic() - started:.1f} s with the start of the cluster")
     print(
-        "\ntry next:\n"
+        f"\ntry next:\n{_activation()}"
         "  lockstep demo --workers 1                       # the same SHA-256\n"
         "  lockstep demo --workers 1 --cpus-per-worker 2   # the same SHA-256\n"
         "  lockstep up                                     # a cluster in the background\n"
         "  lockstep submit examples/digits.toml --watch"
     )
+
+
+def _activation() -> str:
+    """Return the command that makes `lockstep` known to a shell that has not activated its environment."""
+    if sys.prefix == sys.base_prefix or os.environ.get("VIRTUAL_ENV"):
+        return ""
+    command = f". {os.path.relpath(sys.prefix)}/bin/activate"
+    return f"  {command:<46}  # so that your shell finds lockstep\n"
