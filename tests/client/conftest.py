@@ -1,34 +1,15 @@
 """One local cluster of one worker for all tests of the client, and jobs for it."""
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import lockstep
 from lockstep import cli
-
-RNG = np.random.default_rng(5)
-X = RNG.normal(size=(48, 4)).astype(np.float32)
-Y = RNG.integers(0, 3, 48)
-SPEC: dict[str, Any] = {
-    "name": "small",
-    "network": {"inputs": 4, "layers": [{"units": 5, "activation": "tanh"}, {"units": 3, "activation": "softmax"}]},
-    "loss": "cross_entropy",
-    "optimizer": {"sgd": {"learning_rate": 0.1, "momentum": 0.5}},
-    "batch_size": 16,
-    "epochs": 2,
-    "shards": 4,
-    "seed": 7,
-}
-ENDLESS = {key: value for key, value in SPEC.items() if key != "epochs"} | {"name": "endless", "steps": 10**9}
-# The cluster has one worker, so that this one stays in the queue.
-WAITING = SPEC | {"name": "waiting", "workers": {"min": 2, "max": 2}}
+from tests.client.samples import SPEC, Ran, Run, X, Y
 
 
 @pytest.fixture(scope="session")
@@ -48,22 +29,6 @@ def _no_cluster_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     """A cluster that the person at this machine has up is none of the tests' business."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.delenv("LOCKSTEP_SERVER", raising=False)
-
-
-@dataclass(frozen=True)
-class Ran:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Ran]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 import lockstep
 from lockstep import errors
 from lockstep_server import jobs as server_jobs
-from tests.client.conftest import ENDLESS, SPEC, WAITING, Ran, Run, X, Y
+from tests.client.samples import ENDLESS, SPEC, WAITING, Ran, Run, X, Y
 from tests.client.servers import ServerThread, free_port
 
 pytestmark = pytest.mark.cluster

@@ -20,7 +20,7 @@ import lockstep
 from lockstep_proto.spec import read_spec
 from lockstep_proto.v1 import job_pb2
 from lockstep_server.uploads import Incoming, Uploads
-from tests.client.conftest import ENDLESS, SPEC, WAITING, X, Y
+from tests.client.samples import ENDLESS, SPEC, WAITING, X, Y
 from tests.client.servers import ServerProcess, ServerThread
 
 pytestmark = pytest.mark.cluster
@@ -302,29 +302,41 @@ HEADER = "a,b,c,d,label\n"
 ROW = "1,2,3,4,0\n"
 
 
-@pytest.mark.parametrize(
-    ("content", "changes", "said"),
-    [
-        ("", {}, "bad.csv"),
-        (HEADER, {}, "bad.csv: there are no rows"),
-        (HEADER + ROW * 3, {}, "bad.csv: the training data has 3 rows, fewer than shards (4)"),
-        (HEADER + ROW * 9, {"target": "lable"}, "bad.csv: there is no column 'lable'; did you mean 'label'?"),
-        (HEADER + ROW * 9, {"weight": "w"}, "bad.csv: there is no column 'w'"),
-        ("a,b,label\n" + "1,2,0\n" * 9, {}, "bad.csv: "),
-        (
-            HEADER + ROW * 5 + "1,2,x,4,0\n" + ROW,
-            {},
-            "bad.csv: column 'c', data row 6 (the first is 1): 'x' is not a number",
-        ),
-        (HEADER + ROW * 5 + "1,,3,4,0\n", {}, "bad.csv: column 'b', data row 6 (the first is 1): the value is missing"),
-        (HEADER + ROW * 5 + "1,nan,3,4,0\n", {}, "bad.csv: column 'b', data row 6 (the first is 1): the value is nan"),
-        (
-            HEADER + ROW * 5 + "1,2,3,4,3\n",
-            {},
-            "bad.csv: column 'label', data row 6 (the first is 1): class labels must",
-        ),
-    ],
-)
+UNUSABLE: dict[str, tuple[str, dict[str, Any], str]] = {
+    "empty file": ("", {}, "bad.csv: "),
+    "no rows": (HEADER, {}, "bad.csv: there are no rows"),
+    "few rows": (HEADER + ROW * 3, {}, "bad.csv: the training data has 3 rows, fewer than shards (4)"),
+    "no target": (
+        HEADER + ROW * 9,
+        {"target": "lable"},
+        "bad.csv: there is no column 'lable'; did you mean 'label'?",
+    ),
+    "no weight": (HEADER + ROW * 9, {"weight": "w"}, "bad.csv: there is no column 'w'"),
+    "few features": ("a,b,label\n" + "1,2,0\n" * 9, {}, "bad.csv: "),
+    "text": (
+        HEADER + ROW * 5 + "1,2,x,4,0\n" + ROW,
+        {},
+        "bad.csv: column 'c', data row 6 (the first is 1): 'x' is not a number",
+    ),
+    "missing": (
+        HEADER + ROW * 5 + "1,,3,4,0\n",
+        {},
+        "bad.csv: column 'b', data row 6 (the first is 1): the value is missing",
+    ),
+    "nan": (
+        HEADER + ROW * 5 + "1,nan,3,4,0\n",
+        {},
+        "bad.csv: column 'b', data row 6 (the first is 1): the value is nan",
+    ),
+    "label": (
+        HEADER + ROW * 5 + "1,2,3,4,3\n",
+        {},
+        "bad.csv: column 'label', data row 6 (the first is 1): class labels must",
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "changes", "said"), UNUSABLE.values(), ids=UNUSABLE)
 def test_data_that_cannot_be_used_are_named_by_file_column_and_row(
     client: lockstep.Client, data_root: Path, content: str, changes: dict[str, Any], said: str
 ) -> None:

@@ -16,8 +16,8 @@ import pytest
 
 import lockstep
 from lockstep import background, local
-from tests.client.conftest import ENDLESS, SPEC, Ran, Run, X, Y
 from tests.client.processes import command, family, living, marked, until, until_gone
+from tests.client.samples import ENDLESS, SPEC, Ran, Run, X, Y
 from tests.client.servers import ServerThread, free_port
 
 pytestmark = pytest.mark.cluster

@@ -244,7 +244,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.cluster
 def test_a_trained_model_predicts_as_it_was_validated(trained: lockstep.Job) -> None:
-    from tests.client.conftest import X, Y
+    from tests.client.samples import X, Y
 
     model = trained.model()
     assert model.score(X[:9], Y[:9]) == trained.validation_accuracy
