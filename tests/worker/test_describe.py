@@ -1,12 +1,25 @@
 """Every message about data that cannot be used."""
 
+import gzip
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
 from lockstep_worker.errors import INVALID, UNAVAILABLE, DataError
-from tests.worker.data_files import arrow_table, job, refusal, shards, table, write_arrow, write_npy, write_parquet
+from lockstep_worker.sources import SUFFIXES
+from tests.worker.data_files import (
+    arrow_table,
+    job,
+    refusal,
+    shards,
+    table,
+    write_arrow,
+    write_npy,
+    write_npz,
+    write_parquet,
+)
 
 Y = {"target": "y"}
 LABEL = {"target": "label", "weight": "w"}
@@ -32,7 +45,7 @@ def write_npz_probabilities(tmp_path, rows):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "data.csv: is empty: it has no header"),
+        ("", "data.csv: is empty"),
         ("\n\n", "data.csv: is empty: it has no header"),
         ("a,b,c,y", "data.csv: there are no rows"),
         ("a,b,c,y\n", "data.csv: there are no rows"),
@@ -61,7 +74,7 @@ def write_npz_probabilities(tmp_path, rows):
         (
             "a,b,c,y\n1,2,3,3\n",
             "data.csv: column 'y', data row 1 (the first is 1): class labels must be whole numbers from 0 to 2 "
-            "(the last layer's units), got 3.0",
+            "(the last layer's units), got 3",
         ),
         ("a,b,c,y\n1,2,3,0\n1,2,3,-1\n", "data row 2 (the first is 1): class labels must be whole numbers"),
         ("a,b,c,y\n1,2,3,0\n1,2,3,0.5\n", "(the last layer's units), got 0.5"),
@@ -82,7 +95,7 @@ def test_a_csv_that_cannot_be_used_is_told_with_file_column_and_row(tmp_path, te
 def test_the_row_is_counted_from_the_start_of_the_file_however_far_down(tmp_path, monkeypatch):
     monkeypatch.setattr("lockstep_worker.tables.CSV_BLOCK_BYTES", 200)
     lines = ["a,b,c,y"] + ["1,2,3,0"] * 99
-    for bad, words in (("1,nan,3,0", "the value is nan"), ("1,x,3,0", "'x' is not"), ("1,2,3,7", "got 7.0")):
+    for bad, words in (("1,nan,3,0", "the value is nan"), ("1,x,3,0", "'x' is not"), ("1,2,3,7", "got 7")):
         text = refusal(csv(tmp_path, "\n".join([*lines, bad])), Y)
         assert "data row 100 " in text
         assert words in text
@@ -162,7 +175,7 @@ def write_columns(path, **columns):
     ("column", "message"),
     [
         ([1.0, None], "column 'b', data row 2 (the first is 1): the value is missing"),
-        (["1", "2"], "column 'b', data row 1 (the first is 1): '1' is not a number"),
+        (["1", "2"], "column 'b', data row 1 (the first is 1): '1' is a text; convert the column to numbers"),
         (pa.array(["x", "y"]).dictionary_encode(), "column 'b', data row 1 (the first is 1): 'x' is not a number"),
         (pa.array([1, 2], pa.timestamp("ms")), "column 'b' holds timestamp[ms], not numbers"),
         ([[1.0], [2.0]], "column 'b' holds list<"),
@@ -217,7 +230,7 @@ def arrays(tmp_path, **changed):
     ("changed", "message"),
     [
         ({"x": None}, "there is no array 'x'; it has y, w"),
-        ({"y": None, "Y": np.zeros(4)}, "there is no array 'y'; it has x, w, Y"),
+        ({"y": None, "Y": np.zeros(4)}, "there is no array 'y'; did you mean 'Y'? it has x, w, Y"),
         ({"w": None}, "there is no array 'w'; it has x, y"),
         ({"y": np.zeros(5)}, "its arrays must have equally many rows, got 'x' 4, 'y' 5, 'w' 4"),
         ({"w": np.ones(3)}, "its arrays must have equally many rows, got 'x' 4, 'y' 4, 'w' 3"),
@@ -229,16 +242,19 @@ def arrays(tmp_path, **changed):
         ),
         ({"w": np.ones((4, 1))}, "array 'w' must have shape (4,), since every row has one weight; got (4, 1)"),
         ({"y": np.array(1.0)}, "array 'y' is a single value, not one for every row"),
-        ({"y": np.array(list("abcd"))}, "array 'y' holds <U1, not numbers"),
-        ({"x": np.full((4, 3), None)}, "array 'x' holds object, not numbers"),
+        ({"y": np.array(list("abcd"))}, "array 'y' holds texts (<U1); encode them as numbers, classes from 0"),
+        (
+            {"x": np.full((4, 3), None)},
+            "array 'x' holds Python objects, which are never loaded",
+        ),
         (
             {"x": np.array([[1, 2, 3], [1, 2, np.nan]] * 2)},
             "array 'x', data row 2 (the first is 1), column 3: the value is nan; remove or fill such rows",
         ),
-        ({"y": np.array([0, 1, 2, 3])}, "column 'y', data row 4 (the first is 1): class labels must be whole numbers"),
+        ({"y": np.array([0, 1, 2, 3])}, "array 'y', data row 4 (the first is 1): class labels must be whole numbers"),
         (
             {"w": np.array([0, 1, -2, 3])},
-            "column 'w', data row 3 (the first is 1): sample weights must be at least 0, got -2.0",
+            "array 'w', data row 3 (the first is 1): sample weights must be at least 0, got -2.0",
         ),
         ({"x": np.ones((0, 3)), "y": np.zeros(0), "w": np.ones(0)}, "there are no rows"),
     ],
@@ -249,7 +265,8 @@ def test_arrays_that_cannot_be_used_are_told_with_their_names(tmp_path, changed,
 
 def test_features_of_an_npz_file_are_one_array(tmp_path):
     data = {"features": ["x", "w"]}
-    assert refusal(arrays(tmp_path), data) == "data.npz: an npz file has one array of features, got 2 names"
+    text = "data.npz: an npz file has one array of features; data.features must be its name, got 2 names"
+    assert refusal(arrays(tmp_path), data) == text
 
 
 def test_arrays_and_columns_cannot_be_mixed(tmp_path):
@@ -267,26 +284,74 @@ def test_labels_and_values_cannot_be_mixed(tmp_path):
 def test_an_npy_file_has_rows_and_columns_of_numbers(tmp_path):
     path = tmp_path / "data.npy"
     for array, message in (
-        (np.ones(4), "must be an array of rows and columns, got shape (4,)"),
-        (np.array([["a", "b"]]), "the array holds <U1, not numbers"),
-        (np.ones((4, 3)), "there is no column '3'; it has 0, 1, 2"),
+        (np.ones(4), "must be an array of rows and columns, got shape (4,); for features and target in arrays of"),
+        (np.ones((4, 4, 1)), "must be an array of rows and columns, got shape (4, 4, 1)"),
+        (np.array([["a", "b"]]), "the array holds texts (<U1); encode them as numbers"),
+        (np.array([["a", None]], dtype=object), "the array holds Python objects, which are never loaded"),
+        (np.ones((4, 3)), "there is no column '3'; it has 0, 1, 2 (the columns of an npy file are called 0, 1, ...)"),
     ):
         np.save(path, array)
-        assert refusal(path, {"target": "3"}) == f"data.npy: {message}"
+        assert refusal(path, {"target": "3"}).startswith(f"data.npy: {message}")
 
 
 # Files
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".feather", ".npz", ".npy"])
-@pytest.mark.parametrize("content", [b"", b"this is not a data file at all"])
-def test_a_broken_file_is_told_by_its_name(tmp_path, suffix, content):
-    path = tmp_path / f"data{suffix}"
+def unavailable(path, content):
     path.write_bytes(content)
-    with pytest.raises(DataError, match=f"^data{suffix}: cannot be read: ") as caught:
+    with pytest.raises(DataError) as caught:
         shards(path, Y)
     assert caught.value.error_type == UNAVAILABLE
     assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_an_empty_file_is_told_by_its_name(tmp_path, suffix):
+    assert unavailable(tmp_path / f"data{suffix}", b"") == f"data{suffix}: is empty"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind"),
+    [
+        (".parquet", "a Parquet file"),
+        (".arrow", "an Arrow file"),
+        (".feather", "an Arrow file"),
+        (".npz", "an npz or other zip file"),
+        (".npy", "an npy file"),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says_is_told(tmp_path, suffix, kind):
+    text = unavailable(tmp_path / f"data{suffix}", b"a,b,c,y\n1,2,3,0\n")
+    assert text == f"data{suffix}: by its content it is not {kind}"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".npy"])
+@pytest.mark.parametrize(
+    ("kind", "write"),
+    [
+        ("a Parquet file", write_parquet),
+        ("an Arrow file", write_arrow),
+        ("an npz or other zip file", write_npz),
+        ("compressed; unpack it", lambda path, rows: path.write_bytes(gzip.compress(b"a,b\n"))),
+    ],
+)
+def test_a_file_under_the_name_of_another_kind_is_told_with_its_own(tmp_path, suffix, kind, write):
+    write(tmp_path / "other", table(20))
+    (other,) = tmp_path.glob("other*")
+    assert unavailable(tmp_path / f"data{suffix}", other.read_bytes()) == f"data{suffix}: by its content it is {kind}"
+
+
+def test_a_csv_may_begin_as_another_kind_of_file_does(tmp_path):
+    path = csv(tmp_path, "PAR1,b,c,y\n1,2,3,0\n")
+    assert shards(path, Y, shards=1)[0].num_rows == 1
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".npz", ".npy"])
+def test_a_file_of_the_right_kind_with_nothing_sensible_in_it_is_told(tmp_path, suffix):
+    start = {".parquet": b"PAR1", ".arrow": b"ARROW1", ".npz": b"PK\x03\x04", ".npy": b"\x93NUMPY\x01\x00"}[suffix]
+    text = unavailable(tmp_path / f"data{suffix}", start + b"\x15 and then something else entirely" * 9)
+    assert text.startswith(f"data{suffix}: cannot be read: it may be damaged: ")
 
 
 @pytest.mark.parametrize(
@@ -305,7 +370,7 @@ def test_a_damaged_npz_file_is_told_by_its_checksum(tmp_path):
     at = content.index(np.float64(1).tobytes())
     content[at + 6] ^= 1
     path.write_bytes(content)
-    assert refusal(path, {}).startswith("data.npz: cannot be read: Bad CRC-32")
+    assert refusal(path, {}).startswith("data.npz: cannot be read: it may be damaged: Bad CRC-32")
 
 
 def test_a_file_of_another_kind_is_told_with_the_known_suffixes(tmp_path):
@@ -321,7 +386,7 @@ def test_a_missing_file_and_a_directory_are_told(tmp_path):
 
 def test_a_file_that_is_not_utf_8_is_told(tmp_path):
     (tmp_path / "data.csv").write_bytes("größe,b,c,y\n1,2,3,0\n".encode("latin-1"))
-    assert refusal(tmp_path / "data.csv", Y).startswith("data.csv: cannot be read: 'utf-8' codec can't decode")
+    assert refusal(tmp_path / "data.csv", Y) == "data.csv: is not in UTF-8; save it in that encoding"
 
 
 def test_what_does_not_fit_the_spec_is_invalid_data(tmp_path):

@@ -1,15 +1,16 @@
-"""npy and npz files: their arrays, and batches of their rows."""
+"""npy and npz files: their arrays, and batches of their rows. Python objects in them are never loaded."""
 
 import zipfile
 from collections.abc import Iterator, Sequence
+from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from lockstep_worker.columns import Arrays, Batch, Contents
-from lockstep_worker.errors import DataError
+from lockstep_worker.errors import UNAVAILABLE, DataError
 
 Array = npt.NDArray[Any]
 BATCH_BYTES = 8 * 1024 * 1024  # of the rows that are read at once
@@ -20,26 +21,25 @@ class Npy:
 
     def describe(self, path: Path, label: str) -> Contents:
         """Return the columns and the number of rows."""
-        array = self._open(path)
-        if array.ndim != 2:
-            raise DataError(f"{label}: must be an array of rows and columns, got shape {array.shape}")
-        _check_numbers(label, "the array", array.dtype)
-        names = tuple(str(i) for i in range(array.shape[1]))
-        return Contents(names, len(array), num_parts=1 + array.nbytes // BATCH_BYTES)
+        with path.open("rb") as file:
+            header = _header(file, label, "the array", path.stat().st_size)
+        if len(header.shape) != 2:
+            use = "for features and target in arrays of their own, use npz"
+            raise DataError(f"{label}: must be an array of rows and columns, got shape {header.shape}; {use}")
+        _check_numbers(label, "the array", header.dtype)
+        num_rows, num_columns = header.shape
+        hint = "the columns of an npy file are called 0, 1, ..."
+        names = tuple(str(i) for i in range(num_columns))
+        return Contents(names, num_rows, num_parts=1 + header.num_bytes // BATCH_BYTES, hint=hint)
 
     def batches(self, path: Path, label: str, names: Sequence[str], lo: int, hi: int | None) -> Iterator[Batch]:
         """Yield the rows [lo, hi)."""
         assert hi is not None
-        array = self._open(path)
+        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
         step = max(1, BATCH_BYTES // max(1, array.shape[1] * array.itemsize))
         for start in range(lo, hi, step):
             rows = array[start : min(start + step, hi)]
             yield Batch(label, start, len(rows), {name: rows[:, int(name)] for name in names})
-
-    @staticmethod
-    def _open(path: Path) -> Array:
-        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-        return array
 
 
 class Npz:
@@ -49,35 +49,41 @@ class Npz:
         """Return shape and type of each array, without its values; which of them give the rows, the job says."""
         arrays = {}
         with zipfile.ZipFile(path) as file:
-            for member in file.namelist():
-                with file.open(member) as stream:
-                    shape, _, dtype = _header(stream)
-                    arrays[member.removesuffix(".npy")] = (shape, dtype)
-        return Contents(tuple(arrays), None, num_parts=1, arrays=arrays)
+            for member in file.infolist():
+                name = member.filename.removesuffix(".npy")
+                if name != member.filename:
+                    with file.open(member) as stream:
+                        header = _header(stream, label, f"array {name!r}", member.file_size)
+                    arrays[name] = (header.shape, header.dtype)
+        hint = "name the arrays in data.features and data.target"
+        return Contents(tuple(arrays), None, num_parts=1, arrays=arrays, hint=hint)
 
     def batches(self, path: Path, label: str, names: Sequence[str], lo: int, hi: int | None) -> Iterator[Batch]:
         """Yield the rows [lo, hi), all arrays side by side, each read from its beginning up to there."""
         assert hi is not None
         with zipfile.ZipFile(path) as file:
-            arrays = {name: _Rows(file.open(f"{name}.npy")) for name in dict.fromkeys(names)}
+            sizes = {name: file.getinfo(f"{name}.npy").file_size for name in names}
+            arrays = {name: _Rows(file.open(f"{name}.npy"), label, name, size) for name, size in sizes.items()}
             for rows in arrays.values():
                 rows.skip(lo)
             step = max(1, BATCH_BYTES // max(1, *(rows.row_bytes for rows in arrays.values())))
             for start in range(lo, hi, step):
                 num_rows = min(step, hi - start)
-                yield Batch(label, start, num_rows, {name: rows.take(num_rows) for name, rows in arrays.items()})
+                taken = {name: rows.take(num_rows) for name, rows in arrays.items()}
+                yield Batch(label, start, num_rows, taken, kind="array")
 
 
 class _Rows:
     """An array that is read row after row from a stream."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: IO[bytes], label: str, name: str, size_bytes: int) -> None:
         self._stream = stream
-        self._shape, fortran, self._dtype = _header(stream)
-        self.row_bytes = int(np.prod(self._shape[1:], dtype=np.int64)) * self._dtype.itemsize
+        header = _header(stream, label, f"array {name!r}", size_bytes)
+        self._shape, self._dtype = header.shape, header.dtype
+        self.row_bytes = prod(self._shape[1:]) * self._dtype.itemsize
         self._whole: Array | None = None
         self._row = 0
-        if fortran and len(self._shape) > 1:  # stored by columns: no row is whole before the last column
+        if header.by_columns and len(self._shape) > 1:  # no row is whole before the last column
             self._whole = self._read(self._shape[0]).reshape(self._shape[::-1]).T
 
     def skip(self, num_rows: int) -> None:
@@ -94,10 +100,28 @@ class _Rows:
         return np.frombuffer(content, self._dtype).reshape(num_rows, *self._shape[1:])
 
 
-def _header(stream: IO[bytes]) -> "tuple[tuple[int, ...], bool, np.dtype[Any]]":
+class _Header(NamedTuple):
+    """What stands before the values of an array."""
+
+    shape: tuple[int, ...]
+    by_columns: bool
+    dtype: "np.dtype[Any]"
+
+    @property
+    def num_bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+def _header(stream: IO[bytes], label: str, what: str, size_bytes: int) -> _Header:
+    """Read a header. Raises DataError unless there are as many bytes as it announces."""
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(stream)
+    header = _Header(*read(stream))
+    num_bytes = size_bytes - stream.tell()
+    if not header.dtype.hasobject and num_bytes != header.num_bytes:
+        damage = f"holds {num_bytes} bytes of values, not the {header.num_bytes} of shape {header.shape}"
+        raise DataError(f"{label}: {what} {damage}; the file is damaged", UNAVAILABLE)
+    return header
 
 
 def check_arrays(label: str, known: Arrays, names: Sequence[str]) -> int:
@@ -115,5 +139,8 @@ def check_arrays(label: str, known: Arrays, names: Sequence[str]) -> int:
 
 
 def _check_numbers(label: str, what: str, dtype: "np.dtype[Any]") -> None:
+    if dtype.kind in "OUS":
+        kind = "Python objects, which are never loaded" if dtype.kind == "O" else f"texts ({dtype})"
+        raise DataError(f"{label}: {what} holds {kind}; encode them as numbers, classes from 0")
     if dtype.kind not in "biuf":
         raise DataError(f"{label}: {what} holds {dtype}, not numbers")

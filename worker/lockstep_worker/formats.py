@@ -32,6 +32,22 @@ FORMATS: dict[str, Format] = {
 }
 
 
+PARQUET, ARROW, NPY, ZIP = "a Parquet file", "an Arrow file", "an npy file", "an npz or other zip file"
+SIGNATURES = {  # how files of a kind begin
+    b"PAR1": PARQUET,
+    b"ARROW1": ARROW,
+    b"\x93NUMPY": NPY,
+    b"PK\x03\x04": ZIP,
+    b"PK\x05\x06": ZIP,  # an empty one
+    b"FEA1": "a feather file of version 1; write it as version 2",
+    b"\xff\xff\xff\xff": "an Arrow stream; write it as an Arrow file",
+    b"\x1f\x8b": "compressed; unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed; unpack it",
+}
+KINDS = {".parquet": PARQUET, ".arrow": ARROW, ".feather": ARROW, ".npz": ZIP, ".npy": NPY}  # CSV has no signature
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+
+
 @dataclass(frozen=True)
 class DataFile:
     """One file: its name as users know it, and what it holds."""
@@ -52,9 +68,24 @@ class DataFile:
 def open_file(path: Path, label: str) -> DataFile:
     """Return what a file holds. Raises DataError for one that is missing, broken, or of a kind that is not known."""
     if path.suffix.lower() not in FORMATS:
-        raise DataError(f"{label}: the name of a data file must end in {', '.join(SUFFIXES)}", UNAVAILABLE)
+        unpack = "; unpack it first" if path.suffix.lower() in PACKED else ""
+        raise DataError(f"{label}: the name of a data file must end in {', '.join(SUFFIXES)}{unpack}", UNAVAILABLE)
     with reading(label):
+        _check_signature(path, label)
         return DataFile(path, label, path.stat().st_size, _format(path).describe(path, label))
+
+
+def _check_signature(path: Path, label: str) -> None:
+    """Raise DataError for a file that does not begin as its name promises."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    if not start:
+        raise DataError(f"{label}: is empty", UNAVAILABLE)
+    expected = KINDS.get(path.suffix.lower())
+    kind = next((kind for signature, kind in SIGNATURES.items() if start.startswith(signature)), None)
+    is_text = all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start)
+    if kind != expected and not (expected is None and is_text):
+        raise DataError(f"{label}: by its content it is {kind or 'not ' + str(expected)}", UNAVAILABLE)
 
 
 def _format(path: Path) -> Format:
@@ -74,5 +105,5 @@ class reading:  # noqa: N801  (used as a statement)
         if not isinstance(error, Exception) or isinstance(error, DataError):
             return
         reason = error.strerror if isinstance(error, OSError) else None
-        reason = reason or (str(error).splitlines() or [type(error).__name__])[0]
+        reason = reason or "it may be damaged: " + (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{self._label}: cannot be read: {reason}", UNAVAILABLE) from error

@@ -1,12 +1,15 @@
 """The files behind the path of a `Data` message: which they are, and that they lie below the data roots."""
 
 import glob
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from lockstep_worker.errors import UNAVAILABLE, DataError
 
 SUFFIXES = (".csv", ".parquet", ".arrow", ".feather", ".npz", ".npy")
+HIDDEN = (".", "_")  # how the names of files begin that are no data, such as checkpoints of notebooks or Spark's notes
 
 
 def find_files(path: str, roots: Sequence[Path]) -> list[Path]:
@@ -37,24 +40,44 @@ def label(path: Path, roots: Sequence[Path]) -> str:
 
 
 def _places(path: str, root: Path) -> list[Path]:
-    try:
+    with _readable(path):
         place = root / path
         names = [str(place)] if place.exists() else glob.glob(str(Path(glob.escape(str(root))) / path), recursive=True)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}", UNAVAILABLE) from error
-    return [_inside(Path(name), path, root) for name in names]
+        return [_inside(Path(name), path, root) for name in names]
 
 
 def _files_of(place: Path, root: Path) -> Iterator[Path]:
+    """Yield a file itself, or the data files of a directory; as elsewhere, what begins with . or _ is none of them."""
     if not place.is_dir():
+        if not place.is_file():
+            kind = "is no regular file" if place.exists() else "is a link to a file that does not exist"
+            raise DataError(f"{label(place, [root])}: {kind}", UNAVAILABLE)
         yield place
         return
-    for file in place.rglob("*"):
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file():
-            yield _inside(file, label(file, [root]), root)
+    with _readable(label(place, [root])):
+        for folder, folders, names in os.walk(place, onerror=_raise):
+            folders[:] = [name for name in folders if not name.startswith(HIDDEN)]
+            for name in names:
+                file = Path(folder, name)
+                if file.suffix.lower() in SUFFIXES and not name.startswith(HIDDEN) and file.is_file():
+                    yield _inside(file, label(file, [root]), root)
 
 
 def _inside(place: Path, name: str, root: Path) -> Path:
     if not place.resolve().is_relative_to(root.resolve()):
         raise DataError(f"{name}: leads out of the data root {root}", UNAVAILABLE)
     return place
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read: {error.strerror}", UNAVAILABLE) from error
+    except RuntimeError as error:  # what pathlib makes of links in a circle
+        raise DataError(f"{name}: cannot be read: {error}", UNAVAILABLE) from error
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -3,13 +3,14 @@
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from lockstep_worker.columns import Batch, Contents, not_a_number, numbers
-from lockstep_worker.errors import DataError
+from lockstep_worker.columns import Batch, Contents, is_number, not_a_number, numbers
+from lockstep_worker.errors import UNAVAILABLE, DataError
 
 BATCH_ROWS = 65536  # of Parquet: enough for all cores, small against a shard
-CSV_BLOCK_BYTES = 4 * 1024 * 1024  # one row at least fits
+CSV_BLOCK_BYTES = 4 * 1024 * 1024  # no row may be longer
+SEPARATORS = ";\t|"  # other than the comma
 
 
 class Csv:
@@ -17,11 +18,18 @@ class Csv:
 
     def describe(self, path: Path, label: str) -> Contents:
         """Return the columns; the rows are not known before they are read."""
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            names = next((row for row in csv.reader(file) if row), None)
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            names = next(_rows(file, label), None)
         if names is None:
             raise DataError(f"{label}: is empty: it has no header")
-        return Contents(tuple(names), None, num_parts=1)
+        if any("\udc80" <= char <= "\udcff" for name in names for char in name):
+            raise DataError(f"{label}: is not in UTF-8; save it in that encoding", UNAVAILABLE)
+        other = next((char for char in SEPARATORS if char in names[0]), None)
+        if len(names) == 1 and other is not None:
+            raise DataError(f"{label}: its columns are separated by {other!r}; they must be by commas")
+        numbered = all(is_number(name) for name in names)
+        hint = "the first line of a CSV file must name its columns" if numbered else ""
+        return Contents(tuple(names), None, num_parts=1, hint=hint)
 
     def batches(self, path: Path, label: str, names: Sequence[str], lo: int, hi: int | None) -> Iterator[Batch]:
         """Yield the rows from the first to the last: there is no way into the middle of a CSV file."""
@@ -50,7 +58,7 @@ class Csv:
     def _explain(path: Path, label: str, names: Sequence[str]) -> bool:
         """Raise DataError for the first row that cannot be read; True if there is no row at all."""
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-            rows = (row for row in csv.reader(file) if row)
+            rows = _rows(file, label)
             header = next(rows)
             wanted = [(header.index(name), name) for name in names]
             i = -1
@@ -59,7 +67,7 @@ class Csv:
                     counts = f"has {len(row)} values, the header {len(header)}"
                     raise DataError(f"{label}: data row {i + 1} (the first is 1) {counts}")
                 for index, name in wanted:
-                    if not _is_number(row[index]):
+                    if not is_number(row[index]):
                         raise not_a_number(label, name, i, row[index])
         return i < 0
 
@@ -98,7 +106,8 @@ class Arrow:
 
         with pyarrow.memory_map(str(path)) as source:
             names = tuple(pyarrow.ipc.open_file(source).schema.names)
-            reader = pyarrow.ipc.open_file(source, options=pyarrow.ipc.IpcReadOptions(included_fields=[0]))
+            options = pyarrow.ipc.IpcReadOptions(included_fields=[0] if names else [])
+            reader = pyarrow.ipc.open_file(source, options=options)
             num_rows = sum(reader.get_batch(i).num_rows for i in range(reader.num_record_batches))
             return Contents(names, num_rows, max(1, reader.num_record_batches // 2))
 
@@ -144,9 +153,15 @@ def _batch(batch: Any, label: str, names: Sequence[str], first_row: int) -> Batc
     return Batch(label, first_row, batch.num_rows, columns)
 
 
-def _is_number(text: str) -> bool:
+def _rows(file: TextIO, label: str) -> Iterator[list[str]]:
+    """Yield the header and the rows of a CSV file, without empty lines."""
+    csv.field_size_limit(CSV_BLOCK_BYTES)
+    num_rows = 0
     try:
-        float(text)
-    except ValueError:
-        return False
-    return "_" not in text
+        for row in csv.reader(file):
+            if row:
+                yield row
+                num_rows += 1
+    except csv.Error as error:
+        where = f"data row {num_rows} (the first is 1)" if num_rows else "the header"
+        raise DataError(f"{label}: {where} cannot be read: {error}; is a quotation mark not closed?") from error
