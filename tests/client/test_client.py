@@ -303,7 +303,7 @@ ROW = "1,2,3,4,0\n"
 
 
 UNUSABLE: dict[str, tuple[str, dict[str, Any], str]] = {
-    "empty file": ("", {}, "bad.csv: "),
+    "empty file": ("", {}, "bad.csv: is empty"),
     "no rows": (HEADER, {}, "bad.csv: there are no rows"),
     "few rows": (HEADER + ROW * 3, {}, "bad.csv: the training data has 3 rows, fewer than shards (4)"),
     "no target": (
@@ -312,7 +312,7 @@ UNUSABLE: dict[str, tuple[str, dict[str, Any], str]] = {
         "bad.csv: there is no column 'lable'; did you mean 'label'?",
     ),
     "no weight": (HEADER + ROW * 9, {"weight": "w"}, "bad.csv: there is no column 'w'"),
-    "few features": ("a,b,label\n" + "1,2,0\n" * 9, {}, "bad.csv: "),
+    "few features": ("a,b,label\n" + "1,2,0\n" * 9, {}, "bad.csv: has 2 feature columns, network.inputs is 4"),
     "text": (
         HEADER + ROW * 5 + "1,2,x,4,0\n" + ROW,
         {},
