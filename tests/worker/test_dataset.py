@@ -1,9 +1,16 @@
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from lockstep_worker.errors import UNAVAILABLE, DataError
+from lockstep_worker.shard import Shard
 from tests.worker.data_files import COLUMNS, WRITERS, dataset, names_in, shards, table
 
 FORMATS = pytest.mark.parametrize("kind", WRITERS)
@@ -188,6 +195,109 @@ def test_a_file_with_fewer_rows_than_it_had_is_refused(tmp_path, kind):
     more = replace(file, contents=file.contents._replace(num_rows=24))
     with pytest.raises(DataError, match=f"{path.name}: there are fewer rows than announced; the file is damaged"):
         list(replace(described, files=(more,), num_rows=24).shards(0, 4))
+
+
+# Properties
+
+
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+SMALL = st.floats(allow_nan=False, allow_infinity=False, width=32)
+LABEL = st.integers(0, 2).map(float)
+WEIGHT = st.floats(0, 1e6)
+UNTIMED = settings(deadline=None)  # files take as long as the machine lets them
+
+
+def rows_of(value):
+    row = st.tuples(value, value, value, LABEL, WEIGHT)
+    return st.lists(row, min_size=1, max_size=40).map(np.array)
+
+
+def written_all(folder, kinds, rows):
+    return {kind: written(kind, Path(folder) / kind.replace(" ", "-"), rows) for kind in kinds}
+
+
+def bits(shards):
+    """The content of shards, to the bit."""
+    return [
+        [(array.dtype.str, array.shape, array.tobytes()) for array in (shard.x, shard.y, shard.weight)]
+        for shard in shards
+    ]
+
+
+@UNTIMED
+@given(rows=rows_of(FINITE), num_shards=st.integers(1, 50))
+def test_the_same_data_give_the_same_bits_in_every_format(rows, num_shards):
+    num_shards = min(num_shards, len(rows))
+    with TemporaryDirectory() as folder:
+        files = written_all(folder, WRITERS, rows)
+        found = {kind: bits(shards(path, data, shards=num_shards)) for kind, (path, data) in files.items()}
+    expected = [
+        Shard(part[:, :3].copy(), part[:, 3].astype(np.int64), part[:, 4].copy())
+        for part in np.array_split(rows, num_shards)
+    ]
+    assert found == dict.fromkeys(WRITERS, bits(expected))
+
+
+@UNTIMED
+@given(rows=rows_of(SMALL), outputs=st.sampled_from([1, 3]))
+def test_the_same_data_give_the_same_bits_in_every_format_in_float32(rows, outputs):
+    with TemporaryDirectory() as folder:
+        files = written_all(folder, WRITERS, rows)
+        found = [bits(shards(path, data, shards=1, outputs=outputs, dtype="float32")) for path, data in files.values()]
+    assert found.count(found[0]) == len(WRITERS)
+    assert found[0][0][0][2] == rows[:, :3].astype(np.float32).tobytes()
+
+
+@UNTIMED
+@given(
+    parts=st.lists(st.integers(0, 12), min_size=1, max_size=4).filter(any),
+    num_shards=st.integers(1, 30),
+    bounds=st.tuples(st.integers(0, 30), st.integers(0, 30)),
+    kind=st.sampled_from([kind for kind in WRITERS if kind != "csv"]),
+    training=st.booleans(),
+)
+def test_any_range_of_shards_of_any_files_is_the_same_part_of_all_rows(parts, num_shards, bounds, kind, training):
+    rows = table(sum(parts))
+    if training:
+        num_shards = min(num_shards, len(rows))
+    lo, hi = sorted(min(bound, num_shards) for bound in bounds)
+    with TemporaryDirectory() as folder:
+        pieces = np.split(rows, np.cumsum(parts)[:-1])
+        files = [written(kind, Path(folder) / f"part-{i}", piece) for i, piece in enumerate(pieces)]
+        described = dataset([path for path, _ in files], files[0][1], shards=num_shards, training=training)
+        found = list(described.shards(lo, hi)) if lo < hi else []
+    wanted = np.array_split(rows, num_shards)[lo:hi]
+    assert [shard.x.tolist() for shard in found] == [part[:, :3].tolist() for part in wanted]
+    assert [shard.y.tolist() for shard in found] == [part[:, 3].tolist() for part in wanted]
+
+
+@UNTIMED
+@example(values=[2**60 + 2**36 + 1], dtype="float32")  # a tie between two of float32, once it is one of float64
+@given(values=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1), dtype=st.sampled_from(["float32", "float64"]))
+def test_whole_numbers_are_rounded_alike_in_every_format(values, dtype):
+    column = np.array(values, np.int64)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "1.csv").write_text("a,y\n" + "".join(f"{value},0\n" for value in values))
+        pa.parquet.write_table(pa.table({"a": column, "y": np.zeros(len(values))}), folder / "2.parquet")
+        np.savez(folder / "3.npz", x=column[:, None], y=np.zeros(len(values)))
+        np.save(folder / "4.npy", np.column_stack([column, np.zeros(len(values), np.int64)]))
+        names = ({"target": "y"}, {"target": "y"}, {}, {"target": "1"})
+        found = [
+            shards(path, data, inputs=1, outputs=1, shards=1, dtype=dtype)[0].x.tolist()
+            for path, data in zip(sorted(folder.iterdir()), names, strict=True)
+        ]
+    assert found == [found[0]] * 4
+
+
+@UNTIMED
+@given(st.lists(st.decimals(-(10**12), 10**12, places=6), min_size=1))
+def test_decimals_are_rounded_to_the_nearest(values):
+    column = pa.array(values, pa.decimal128(20, 6))
+    with TemporaryDirectory() as folder:
+        pa.parquet.write_table(pa.table({"a": column, "y": [0] * len(values)}), Path(folder) / "data.parquet")
+        (shard,) = shards(Path(folder) / "data.parquet", {"target": "y"}, inputs=1, shards=1)
+    assert shard.x[:, 0].tolist() == [float(value) for value in values]
 
 
 def test_the_writers_agree_on_the_columns():
