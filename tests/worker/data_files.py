@@ -1,6 +1,10 @@
 """Writers of the same table in every format, and jobs to read them with."""
 
 import csv
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +16,28 @@ from lockstep_worker.describe import describe
 from lockstep_worker.errors import DataError
 
 COLUMNS = ("a", "b", "c", "label", "w")
+
+
+@contextmanager
+def unprivileged():
+    """As a user whom the permissions of files bind, unlike root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@contextmanager
+def public_folder():
+    """A folder that every user may read, unlike those of pytest."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
 
 
 def table(num_rows, seed=0):

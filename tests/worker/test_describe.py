@@ -1,6 +1,10 @@
 """Every message about data that cannot be used."""
 
 import gzip
+import io
+import os
+import pickle
+import zipfile
 
 import numpy as np
 import pyarrow as pa
@@ -10,11 +14,15 @@ import pytest
 from lockstep_worker.errors import INVALID, UNAVAILABLE, DataError
 from lockstep_worker.sources import SUFFIXES
 from tests.worker.data_files import (
+    WRITERS,
     arrow_table,
     job,
+    names_in,
+    public_folder,
     refusal,
     shards,
     table,
+    unprivileged,
     write_arrow,
     write_npy,
     write_npz,
@@ -80,8 +88,30 @@ def write_npz_probabilities(tmp_path, rows):
         ("a,b,c,y\n1,2,3,0\n1,2,3,0.5\n", "(the last layer's units), got 0.5"),
         ("a,b,c,label\n1,2,3,0\n", "data.csv: there is no column 'y'; it has a, b, c, label"),
         ("a,b,c,yy\n1,2,3,0\n", "data.csv: there is no column 'y'; did you mean 'yy'? it has a, b, c, yy"),
+        ("a,b,c, y\n1,2,3,0\n", "data.csv: there is no column 'y'; did you mean ' y'? it has a, b, c,  y"),
+        ("a,b,c,Y\n1,2,3,0\n", "data.csv: there is no column 'y'; did you mean 'Y'? it has a, b, c, Y"),
         ("a,b,y,y\n1,2,3,0\n", "data.csv: there are 2 columns 'y'; give each its own name"),
-        ("a,b,y\n1,2,0\n", "data.csv: has 2 feature columns, network.inputs is 3: a, b"),
+        ("a,a,c,y\n1,2,3,0\n", "data.csv: there are 2 columns 'a'; give each its own name"),
+        (
+            "1.5,2,3,0\n4,5,6,1\n",
+            "data.csv: there is no column 'y'; it has 1.5, 2, 3, 0 "
+            "(the first line of a CSV file must name its columns)",
+        ),
+        ("a;b;c;y\n1;2;3;0\n", "data.csv: its columns are separated by ';'; they must be by commas"),
+        ("a\tb\tc\ty\n1\t2\t3\t0\n", "data.csv: its columns are separated by '\\t'; they must be by commas"),
+        ('a,b,c,y\n1,2,"3,0\n1,2,3,0\n', "data.csv: data row 1 (the first is 1) has 3 values, the header 4"),
+        (
+            "a,b,c,y\n" + "1,2,3,0\n" * 3 + '1,2,"3,0\n' + "1,2,3,0\n" * 600_000,
+            "data.csv: data row 4 (the first is 1) cannot be read: field larger than field limit (4194304); "
+            "is a quotation mark not closed?",
+        ),
+        ('a,b,"c,y\n' + "1,2,3,0\n" * 600_000, "data.csv: the header cannot be read: field larger than field limit"),
+        (
+            "a,b,y\n1,2,0\n",
+            "data.csv: has 2 feature columns, network.inputs is 3: a, b; data.features can name those that are meant",
+        ),
+        ("y\n0\n", "data.csv: has 0 feature columns, network.inputs is 3: none; data.features can"),
+        (",a,b,y\n1,1,2,0\n", "data.csv: has 2 feature columns, network.inputs is 3: a, b; data.features can"),
         (
             "a,b,c,d,y\n1,2,3,4,0\n",
             "data.csv: has 4 feature columns, network.inputs is 3: a, b, c, d",
@@ -203,6 +233,25 @@ def test_every_kind_of_number_is_taken(tmp_path, column):
     np.testing.assert_array_equal(shard.x[:, 1], [1, 0])
 
 
+def test_a_table_without_columns_has_none(tmp_path):
+    pa.parquet.write_table(pa.table({}), tmp_path / "data.parquet")
+    with pa.OSFile(str(tmp_path / "data.arrow"), "wb") as sink, pa.ipc.new_file(sink, pa.schema([])):
+        pass
+    for name in ("data.parquet", "data.arrow"):
+        assert refusal(tmp_path / name, Y) == f"{name}: there is no column 'y'; it has none"
+
+
+def test_an_arrow_stream_and_an_old_feather_file_are_told_with_what_to_write(tmp_path):
+    whole = arrow_table(table(3))
+    with pa.OSFile(str(tmp_path / "data.arrow"), "wb") as sink, pa.ipc.new_stream(sink, whole.schema) as writer:
+        writer.write_table(whole)
+    text = "data.arrow: by its content it is an Arrow stream; write it as an Arrow file"
+    assert refusal(tmp_path / "data.arrow", LABEL) == text
+    (tmp_path / "data.feather").write_bytes(b"FEA1" + b"\0" * 100)
+    text = "data.feather: by its content it is a feather file of version 1; write it as version 2"
+    assert refusal(tmp_path / "data.feather", LABEL) == text
+
+
 @pytest.mark.parametrize(("write", "name"), [(write_parquet, "data.parquet"), (write_arrow, "data.arrow")])
 def test_rows_are_counted_over_row_groups_and_record_batches(tmp_path, write, name):
     rows = table(30)
@@ -241,6 +290,20 @@ def arrays(tmp_path, **changed):
             "array 'y' must have shape (4,) or (4, 3), since the last layer has 3 units; got (4, 2)",
         ),
         ({"w": np.ones((4, 1))}, "array 'w' must have shape (4,), since every row has one weight; got (4, 1)"),
+        (
+            {"x": np.ones((4, 3, 1))},
+            "array 'x' must have shape (4, 3), since network.inputs is 3; got (4, 3, 1); reshape it",
+        ),
+        (
+            {"y": np.ones((4, 1))},
+            "array 'y' must have shape (4,) or (4, 3), since the last layer has 3 units; got (4, 1); reshape it",
+        ),
+        ({"x": np.ones((4, 3), complex)}, "array 'x' holds complex128, not numbers"),
+        ({"x": np.zeros(4, [("a", float)])}, "array 'x' holds [('a', '<f8')], not numbers"),
+        (
+            {"x": None, "X_train": np.ones((4, 3))},
+            "there is no array 'x'; it has y, w, X_train (name the arrays in data.features and data.target)",
+        ),
         ({"y": np.array(1.0)}, "array 'y' is a single value, not one for every row"),
         ({"y": np.array(list("abcd"))}, "array 'y' holds texts (<U1); encode them as numbers, classes from 0"),
         (
@@ -267,6 +330,63 @@ def test_features_of_an_npz_file_are_one_array(tmp_path):
     data = {"features": ["x", "w"]}
     text = "data.npz: an npz file has one array of features; data.features must be its name, got 2 names"
     assert refusal(arrays(tmp_path), data) == text
+
+
+class Trap:
+    """An object whose loading would be seen."""
+
+    def __reduce__(self):
+        return os.mkdir, ("loaded",)
+
+
+def test_python_objects_in_an_array_are_never_loaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    objects = np.array([[Trap()] * 3] * 4, dtype=object)
+    np.save(tmp_path / "data.npy", objects)
+    assert "never loaded" in refusal(tmp_path / "data.npy", {"target": "0"})
+    assert "never loaded" in refusal(arrays(tmp_path, x=objects), {})
+    assert len(shards(arrays(tmp_path, other=objects), {}, shards=1)) == 1  # what is not used does no harm
+    (tmp_path / "data.npy").write_bytes(pickle.dumps(Trap()))
+    assert refusal(tmp_path / "data.npy", {"target": "0"}) == "data.npy: by its content it is not an npy file"
+    assert not (tmp_path / "loaded").exists()
+
+
+@pytest.mark.parametrize("array", [np.ones((4, 3), ">f8"), np.ones((4, 3), np.float16), np.ones((4, 3), bool)])
+def test_numbers_of_every_size_and_order_of_bytes_are_taken(tmp_path, array):
+    (shard,) = shards(arrays(tmp_path, x=array, y=np.array([0, 1, 2, 0], ">i2")), {}, shards=1)
+    assert shard.x.tolist() == np.ones((4, 3)).tolist()
+    assert shard.y.tolist() == [0, 1, 2, 0]
+
+
+def test_what_else_is_in_a_zip_file_does_no_harm(tmp_path):
+    path = arrays(tmp_path)
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("readme.txt", "hello")
+    assert len(shards(path, {}, shards=1)) == 1
+    with zipfile.ZipFile(path, "w") as file:
+        pass
+    assert refusal(path, {}).startswith("data.npz: there is no array 'x'; it has none")
+
+
+@pytest.mark.parametrize("by_columns", [False, True])
+def test_an_array_with_other_values_than_its_header_says_is_told(tmp_path, by_columns):
+    header = io.BytesIO()
+    fields = {"descr": "<f8", "fortran_order": by_columns, "shape": (10**12, 3)}
+    np.lib.format.write_array_header_1_0(header, fields)
+    (tmp_path / "data.npy").write_bytes(header.getvalue() + bytes(48))
+    with zipfile.ZipFile(arrays(tmp_path, x=None), "a") as file:
+        file.writestr("x.npy", header.getvalue() + bytes(48))
+    damage = f"holds 48 bytes of values, not the {24 * 10**12} of shape {(10**12, 3)}; the file is damaged"
+    assert refusal(tmp_path / "data.npy", {"target": "2"}, inputs=2) == f"data.npy: the array {damage}"
+    assert refusal(tmp_path / "data.npz", {}) == f"data.npz: array 'x' {damage}"
+
+
+def test_an_array_can_be_features_and_target_at_once(tmp_path):
+    path = arrays(tmp_path)
+    (shard,) = shards(path, {"target": "x"}, shards=1, loss="squared_error")
+    assert shard.y.tolist() == shard.x.tolist()
+    text = "array 'x' must have shape (4,) or (4, 2), since the last layer has 2 units; got (4, 3)"
+    assert refusal(path, {"target": "x"}, outputs=2) == f"data.npz: {text}"
 
 
 def test_arrays_and_columns_cannot_be_mixed(tmp_path):
@@ -382,6 +502,22 @@ def test_a_missing_file_and_a_directory_are_told(tmp_path):
     assert refusal(tmp_path / "no.csv", Y) == "no.csv: cannot be read: No such file or directory"
     (tmp_path / "dir.csv").mkdir()
     assert refusal(tmp_path / "dir.csv", Y) == "dir.csv: cannot be read: Is a directory"
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_file_that_may_not_be_read_is_told(kind):
+    suffix, write = WRITERS[kind]
+    with public_folder() as folder:
+        path = folder / f"data{suffix}"
+        write(path, table(9))
+        path.chmod(0)
+        with unprivileged():
+            assert refusal(path, names_in(suffix)) == f"data{suffix}: cannot be read: Permission denied"
+
+
+@pytest.mark.parametrize("suffix", [".csv.gz", ".csv.zip"])
+def test_a_packed_file_is_told_to_be_unpacked(tmp_path, suffix):
+    assert refusal(csv(tmp_path, "a", f"data{suffix}"), Y).endswith("; unpack it first")
 
 
 def test_a_file_that_is_not_utf_8_is_told(tmp_path):

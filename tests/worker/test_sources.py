@@ -1,7 +1,10 @@
+import os
+
 import pytest
 
 from lockstep_worker.errors import UNAVAILABLE, DataError
 from lockstep_worker.sources import find_files, label
+from tests.worker.data_files import public_folder, unprivileged
 
 
 @pytest.fixture
@@ -29,6 +32,7 @@ def refusal(path, *roots):
 @pytest.mark.parametrize(
     ("path", "found"),
     [
+        ("deep/.hidden.csv", ["deep/.hidden.csv"]),
         ("a.csv", ["a.csv"]),
         ("notes.txt", ["notes.txt"]),
         (".", ["a.csv", "b.csv", "deep/c.parquet", "x[1].csv"]),
@@ -76,6 +80,42 @@ def test_a_symbolic_link_out_of_the_root_is_refused(root, tmp_path, path):
 def test_a_symbolic_link_within_the_root_is_followed(root):
     (root / "link.csv").symlink_to(root / "a.csv")
     assert names("link.csv", root) == ["link.csv"]
+
+
+@pytest.mark.parametrize("folder", [".ipynb_checkpoints", "_delta_log", "deep/.git"])
+def test_folders_that_hold_no_data_by_their_names_are_passed_over(root, folder):
+    path = root / folder / "a.csv"
+    path.parent.mkdir()
+    path.write_text("a\n1\n")
+    (root / "_SUCCESS.csv").write_text("")
+    assert names(".", root) == ["a.csv", "b.csv", "deep/c.parquet", "x[1].csv"]
+    assert names(f"{folder}/a.csv", root) == [f"{folder}/a.csv"]
+
+
+def test_a_link_in_a_circle_is_told(root):
+    (root / "loop.csv").symlink_to(root / "loop.csv")
+    assert refusal("loop.csv", root).startswith("loop.csv: cannot be read: Symlink loop")
+
+
+def test_a_link_to_nothing_is_told(root):
+    (root / "link.csv").symlink_to(root / "gone.csv")
+    assert refusal("link.csv", root) == "link.csv: is a link to a file that does not exist"
+
+
+def test_what_is_no_file_is_told_and_not_waited_for(root):
+    os.mkfifo(root / "pipe.csv")
+    assert refusal("pipe.csv", root) == "pipe.csv: is no regular file"
+    assert "pipe.csv" not in names(".", root)
+
+
+def test_a_folder_that_may_not_be_read_is_told_and_not_passed_over():
+    with public_folder() as root:
+        (root / "a.csv").write_text("a\n1\n")
+        (root / "deep").mkdir(mode=0)
+        with unprivileged():
+            assert refusal(".", root) == ".: cannot be read: Permission denied"
+            assert refusal("deep/c.parquet", root) == "deep/c.parquet: cannot be read: Permission denied"
+        (root / "deep").chmod(0o700)
 
 
 @pytest.mark.parametrize("path", ["nope.csv", "no*.csv", "a.csv/b", "a\0.csv"])

@@ -116,6 +116,18 @@ def test_a_directory_that_cannot_be_written_is_told(tmp_path):
     assert re.fullmatch(rf"upload {UPLOAD_ID[:12]}.csv: cannot be kept in .*: Not a directory", text)
 
 
+def test_a_full_disk_is_told_and_nothing_of_the_upload_stays(serve, tmp_path, monkeypatch):
+    def on_a_full_disk(dir, prefix):
+        path = dir / f"{prefix}part"
+        path.touch()
+        return os.open("/dev/full", os.O_WRONLY), str(path)
+
+    monkeypatch.setattr(uploads.tempfile, "mkstemp", on_a_full_disk)
+    text = refusal(serve(DataService()), UPLOAD_ID, tmp_path)
+    assert text == f"upload {UPLOAD_ID[:12]}.csv: cannot be kept in {tmp_path}: No space left on device"
+    assert kept(tmp_path) == set()
+
+
 def test_a_directory_of_another_user_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     assert refusal("127.0.0.1:1", UPLOAD_ID, tmp_path) == f"{tmp_path} belongs to another user; remove it"

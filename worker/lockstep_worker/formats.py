@@ -102,7 +102,7 @@ class reading:  # noqa: N801  (used as a statement)
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, Exception) or isinstance(error, DataError):
+        if not isinstance(error, Exception) or isinstance(error, DataError | MemoryError):
             return
         reason = error.strerror if isinstance(error, OSError) else None
         reason = reason or "it may be damaged: " + (str(error).splitlines() or [type(error).__name__])[0]
