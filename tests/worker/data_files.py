@@ -47,6 +47,12 @@ def table(num_rows, seed=0):
     return np.column_stack([x, random.integers(0, 3, num_rows), random.integers(0, 3, num_rows)])
 
 
+def csv_file(folder, text, name="data.csv"):
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
 def write_csv(path, rows):
     with path.open("w", newline="") as file:
         writer = csv.writer(file)

@@ -168,3 +168,85 @@ def test_what_is_read_as_a_number(tmp_path, text):
 def test_an_error_names_what_was_read_even_if_it_cannot_be_printed():
     assert "'\\x00\\n'" in str(not_a_number("f", "a", 0, "\0\n"))
     assert "column 'tab\\t'" in str(not_a_number("f", "tab\t", 0, "x"))
+
+
+# Targets that are probabilities
+
+
+ONE_HOT = [(1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.25, 0.25, 0.5), (1 / 3, 1 / 3, 1 / 3)]
+OUTSIDE = "targets of this loss are probabilities, from 0 to 1, got"
+
+
+def write_targets(kind, folder, targets):
+    """Three inputs and three targets a row."""
+    rows = np.column_stack([np.ones((len(targets), 3)), targets])
+    names = ["a", "b", "c", "p", "q", "r"]
+    path = folder / f"data.{kind}"
+    data = {"target": names[3:], "features": names[:3]}
+    if kind == "csv":
+        path.write_text(",".join(names) + "\n" + "".join(",".join(map(str, row)) + "\n" for row in rows.tolist()))
+    elif kind == "parquet":
+        pa.parquet.write_table(pa.table(dict(zip(names, rows.T, strict=True))), path)
+    elif kind == "npy":
+        np.save(path, rows)
+        data = {"target": ["3", "4", "5"], "features": ["0", "1", "2"]}
+    else:
+        np.savez(path, x=rows[:, :3], y=rows[:, 3:])
+        data = {}
+    return path, data
+
+
+KINDS = pytest.mark.parametrize("kind", ["csv", "parquet", "npy", "npz"])
+
+
+@KINDS
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_of_probabilities_are_taken_as_targets_of_cross_entropy(tmp_path, kind, dtype):
+    path, data = write_targets(kind, tmp_path, ONE_HOT)
+    (shard,) = shards(path, data, shards=1, dtype=dtype)
+    np.testing.assert_array_equal(shard.y, np.array(ONE_HOT, dtype))
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("bad", "column", "message"),
+    [
+        ((0.5, 0.5, 0.5), None, "the targets of a row must sum to 1 for cross_entropy, got 1.5"),
+        ((0.0, 0.0, 0.0), None, "the targets of a row must sum to 1 for cross_entropy, got 0"),
+        ((0.5, 0.499, 0.0), None, "the targets of a row must sum to 1 for cross_entropy, got 0.999"),
+        ((1.5, -0.5, 0.0), 0, f"{OUTSIDE} 1.5"),
+        ((0.5, 0.75, -0.25), 2, f"{OUTSIDE} -0.25"),
+    ],
+)
+def test_the_first_row_of_targets_of_cross_entropy_that_are_no_probabilities_is_told(
+    tmp_path, kind, bad, column, message
+):
+    path, data = write_targets(kind, tmp_path, [*ONE_HOT, bad, (9.0, 9.0, 9.0)])
+    row = "data row 5 (the first is 1)"
+    names = data.get("target")
+    if names is None:
+        where = "array y" if column is None else "array 'y'"
+        after = "" if column is None else f", column {column + 1}"
+    else:
+        where, after = f"column{'s ' + ', '.join(names) if column is None else ' ' + repr(names[column])}", ""
+    assert refusal(path, data, shards=1) == f"data.{kind}: {where}, {row}{after}: {message}"
+
+
+@KINDS
+@pytest.mark.parametrize(("bad", "column"), [((1.0, 2.0, 0.0), 1), ((0.0, 0.5, -1.0), 2)])
+def test_a_target_of_binary_cross_entropy_outside_0_to_1_is_told(tmp_path, kind, bad, column):
+    network = {"inputs": 3, "layers": [{"units": 3, "activation": "sigmoid"}]}
+    fields = {"network": network, "loss": "binary_cross_entropy", "shards": 1}
+    path, data = write_targets(kind, tmp_path, [(1.0, 1.0, 0.0), (0.0, 0.5, 0.0)])  # need not sum to 1
+    assert shards(path, data, **fields)[0].num_rows == 2
+    path, data = write_targets(kind, tmp_path, [(1.0, 1.0, 0.0), bad])
+    text = refusal(path, data, **fields)
+    assert "data row 2 (the first is 1)" in text
+    assert text.endswith(f"{OUTSIDE} {bad[column]}")
+
+
+def test_targets_of_other_losses_may_be_anything(tmp_path):
+    path, data = write_targets("csv", tmp_path, [(5.0, -7.0, 0.0)])
+    network = {"inputs": 3, "layers": [{"units": 3}]}
+    (shard,) = shards(path, data, shards=1, network=network, loss="squared_error")
+    assert shard.y.tolist() == [[5.0, -7.0, 0.0]]

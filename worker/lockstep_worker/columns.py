@@ -167,7 +167,8 @@ def check_probabilities(y: Array, batch: Batch, names: Sequence[str], lo: int, *
         i = int(np.argmax(outside[row]))
         reason = f"targets of this loss are probabilities, from 0 to 1, got {y[row, i]}"
         raise DataError(f"{batch.place(names, lo + row, i)}: {reason}")
-    place = f"{batch.label}: {batch.kind} {listed(names)}, data row {batch.first_row + lo + row + 1} (the first is 1)"
+    kind = batch.kind if len(names) == 1 else f"{batch.kind}s"
+    place = f"{batch.label}: {kind} {listed(names)}, data row {batch.first_row + lo + row + 1} (the first is 1)"
     raise DataError(f"{place}: the targets of a row must sum to 1 for cross_entropy, got {sums[row]:.6g}")
 
 
