@@ -1,6 +1,8 @@
 import hashlib
 import os
+import platform
 import queue
+import shutil
 
 import numpy as np
 import pytest
@@ -52,6 +54,27 @@ def test_what_can_be_known_before_the_rows_is_a_failure_of_the_outline(tmp_path)
     missing = outline(place(csv_job("no.csv"), tmp_path))
     words = f"no.csv: no such file below the data roots ({tmp_path})"
     assert missing == Failure(words, service_pb2.ERROR_TYPE_DATA_UNAVAILABLE)
+
+
+def test_a_file_that_another_machine_has_not_is_told_with_that_machine(tmp_path):
+    write_csv(tmp_path / "data.csv", table(20))
+    where = place(csv_job("data.csv"), tmp_path)
+    described = outline(where)
+    (tmp_path / "data.csv").unlink()
+    words = f"data.csv: no such file below the data roots ({tmp_path}), on the machine {platform.node()}"
+    assert list(load(where, described, 0, 4)) == [Failure(words, service_pb2.ERROR_TYPE_DATA_UNAVAILABLE)] * 5
+
+
+def test_files_are_read_where_this_machine_has_them(tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name / "parts").mkdir(parents=True)
+        write_csv(tmp_path / name / "parts" / "1.csv", table(20))
+    spec = csv_job("parts")
+    described = outline(place(spec, tmp_path / "one"))
+    shutil.rmtree(tmp_path / "one")
+    write_csv(tmp_path / "other" / "parts" / "2.csv", table(30))  # came later, and is none of the data
+    *_, report = load(place(spec, tmp_path / "other"), described, 0, 4)
+    assert report == Loaded(20, has_weight=True)
 
 
 def test_an_upload_is_named_by_the_start_of_its_id(tmp_path, monkeypatch):

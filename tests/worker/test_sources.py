@@ -92,6 +92,11 @@ def test_folders_that_hold_no_data_by_their_names_are_passed_over(root, folder):
     assert names(f"{folder}/a.csv", root) == [f"{folder}/a.csv"]
 
 
+def test_a_name_that_is_no_valid_text_can_still_be_told(root):
+    (root / "deep" / os.fsdecode(b"caf\xe9.csv")).write_text("")
+    assert names("deep", root) == ["deep/c.parquet", "deep/caf\N{REPLACEMENT CHARACTER}.csv"]
+
+
 def test_a_link_in_a_circle_is_told(root):
     (root / "loop.csv").symlink_to(root / "loop.csv")
     assert refusal("loop.csv", root).startswith("loop.csv: cannot be read: Symlink loop")

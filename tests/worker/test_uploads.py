@@ -4,6 +4,7 @@ import re
 import threading
 import time
 from concurrent import futures
+from pathlib import Path
 
 import grpc
 import pytest
@@ -104,7 +105,7 @@ def test_a_server_that_does_not_answer_in_time_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "upload_id", ["../../etc/passwd.csv", "", "abc.csv", "0" * 64 + "/x.csv", "0" * 64 + ".c/../s"]
+    "upload_id", ["0" * 64, "../../etc/passwd.csv", "", "abc.csv", "0" * 64 + "/x.csv", "0" * 64 + ".c/../s"]
 )
 def test_what_is_no_id_never_becomes_a_path(tmp_path, upload_id):
     assert refusal("127.0.0.1:1", upload_id, tmp_path) == f"upload {upload_id!r}: is not the id of an upload"
@@ -140,6 +141,12 @@ def test_files_that_no_job_has_used_for_long_go_when_another_comes(serve, tmp_pa
     os.utime(tmp_path / "old.csv", (long_ago, long_ago))
     fetch_upload(serve(DataService()), UPLOAD_ID, tmp_path)
     assert kept(tmp_path) == {"recent.csv", UPLOAD_ID}
+
+
+def test_a_file_that_another_task_takes_away_meanwhile_is_no_problem(serve, tmp_path, monkeypatch):
+    iterdir = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: iter([path / "gone", *iterdir(path)]))
+    assert fetch_upload(serve(DataService()), UPLOAD_ID, tmp_path).read_bytes() == CONTENT
 
 
 def test_use_keeps_a_file(serve, tmp_path):

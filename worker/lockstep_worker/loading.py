@@ -5,8 +5,9 @@ traceback.
 """
 
 import itertools
+import platform
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,7 @@ def load(place: Place, dataset: Dataset, lo: int, hi: int) -> Iterator[Shard | L
     """Yield the shards lo..hi−1, and last a Loaded or Failure. After a failure it takes the place of the shards."""
     num_yielded, num_rows, has_weight = 0, 0, False
     try:
-        place.files()  # a machine fetches an upload when it first needs it
-        for shard in dataset.shards(lo, hi):
+        for shard in _here(place, dataset).shards(lo, hi):
             yield shard
             num_yielded += 1
             num_rows += shard.num_rows
@@ -102,6 +102,15 @@ def load(place: Place, dataset: Dataset, lo: int, hi: int) -> Iterator[Shard | L
     except DataError as error:
         for _ in range(num_yielded, hi - lo + 1):
             yield Failure(error.message, error.error_type)
+
+
+def _here(place: Place, dataset: Dataset) -> Dataset:
+    """Return the data set with the paths of its files on this machine, which fetches an upload if it has it not."""
+    try:
+        paths = {label: path for path, label in place.files()}
+    except DataError as error:  # they were there on the machine that described them
+        raise DataError(f"{error.message}, on the machine {platform.node()}", error.error_type) from error
+    return replace(dataset, files=tuple(replace(file, path=paths.get(file.label, file.path)) for file in dataset.files))
 
 
 _outline: Any = ray.remote(num_cpus=0, max_retries=RETRIES, scheduling_strategy="SPREAD")(outline)

@@ -36,7 +36,8 @@ def find_files(path: str, roots: Sequence[Path]) -> list[Path]:
 def label(path: Path, roots: Sequence[Path]) -> str:
     """Return a file's name as the user wrote it: relative to its root."""
     root = next((root for root in roots if path.is_relative_to(root)), None)
-    return str(path.relative_to(root)) if root is not None else path.name
+    name = path.relative_to(root) if root is not None else path.name
+    return os.fsencode(name).decode("utf-8", "replace")  # messages are valid text, whatever the name
 
 
 def _places(path: str, root: Path) -> list[Path]:

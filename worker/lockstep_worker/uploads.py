@@ -3,23 +3,22 @@
 import fcntl
 import hashlib
 import os
-import re
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import grpc
 
 from lockstep_proto import channels
+from lockstep_proto.rules import UPLOAD_ID
 from lockstep_proto.v1 import service_pb2, service_pb2_grpc
 from lockstep_worker.errors import UNAVAILABLE, DataError
 
 TIMEOUT_S = 600.0  # for an upload; a server that restarts meanwhile is dialled again
 REDIAL_S = 1.0
 KEEP_S = 7 * 24 * 3600.0  # a file that no job has used for so long goes when another one comes
-UPLOAD_ID = re.compile(r"[0-9a-f]{64}(\.[a-z]+)?")  # a name without a path
 
 
 def cache_dir() -> Path:
@@ -35,7 +34,7 @@ def label(upload_id: str) -> str:
 
 def fetch_upload(server: str, upload_id: str, directory: Path, *, timeout_s: float = TIMEOUT_S) -> Path:
     """Return the file of an upload, fetched at most once a machine. Raises DataError."""
-    if not UPLOAD_ID.fullmatch(upload_id):
+    if not UPLOAD_ID.fullmatch(upload_id):  # it becomes a name below the directory
         raise DataError(f"upload {upload_id!r}: is not the id of an upload", UNAVAILABLE)
     path = directory / upload_id
     try:
@@ -98,5 +97,6 @@ def _fetch_once(server: str, upload_id: str, path: Path, timeout_s: float) -> No
 def _remove_unused(directory: Path) -> None:
     oldest = time.time() - KEEP_S
     for path in directory.iterdir():
-        if path.stat().st_mtime < oldest:
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another task may have renamed or removed it meanwhile
+            if path.stat().st_mtime < oldest:
+                path.unlink()
