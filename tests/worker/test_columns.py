@@ -225,7 +225,7 @@ def test_the_first_row_of_targets_of_cross_entropy_that_are_no_probabilities_is_
     row = "data row 5 (the first is 1)"
     names = data.get("target")
     if names is None:
-        where = "array y" if column is None else "array 'y'"
+        where = "array 'y'"
         after = "" if column is None else f", column {column + 1}"
     else:
         where, after = f"column{'s ' + ', '.join(names) if column is None else ' ' + repr(names[column])}", ""

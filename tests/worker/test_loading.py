@@ -77,14 +77,14 @@ def test_files_are_read_where_this_machine_has_them(tmp_path):
     assert report == Loaded(20, has_weight=True)
 
 
-def test_an_upload_is_named_by_the_start_of_its_id(tmp_path, monkeypatch):
+def test_an_upload_is_named_by_its_part_in_the_job_and_the_start_of_its_id(tmp_path, monkeypatch):
     content = b"a,b,c,label,w\n1,2,x,0,1\n"
     upload_id = hashlib.sha256(content).hexdigest() + ".csv"
     (tmp_path / upload_id).write_bytes(content)
     monkeypatch.setattr(loading, "cache_dir", lambda: tmp_path)
     where = place(job({"upload": upload_id} | names_in(".csv"), shards=1), tmp_path)
     *_, report = load(where, outline(where), 0, 1)
-    assert report.message.startswith(f"upload {upload_id[:12]}.csv: column 'c', data row 1 ")
+    assert report.message.startswith(f"uploaded training data ({upload_id[:12]}.csv): column 'c', data row 1 ")
 
 
 def test_validation_data_are_those_of_the_spec(tmp_path):

@@ -31,7 +31,7 @@ class Batch(NamedTuple):
     def place(self, names: Sequence[str], row: int, i: int = 0) -> str:
         """Return the start of a message about the i-th value of a row of these columns, or of this one array."""
         array = self.columns[names[0]]
-        place = row_place(self.label, names[min(i, len(names) - 1)], self.first_row + row, self.kind)
+        place = row_place(self.label, [names[min(i, len(names) - 1)]], self.first_row + row, self.kind)
         return f"{place}, column {i + 1}" if array.ndim > 1 else place
 
 
@@ -48,9 +48,10 @@ class Contents(NamedTuple):
     hint: str = ""  # where its names come from, for those who look for another one
 
 
-def row_place(label: str, name: str, row: int, kind: str = "column") -> str:
-    """Return the start of a message about one value; `row` counts from 0."""
-    return f"{label}: {kind} {shown(name)}, data row {row + 1} (the first is 1)"
+def row_place(label: str, names: Sequence[str], row: int, kind: str = "column") -> str:
+    """Return the start of a message about one or some of a row's values; `row` counts from 0."""
+    what = f"{kind} {shown(names[0])}" if len(names) == 1 else f"{kind}s {listed(names)}"
+    return f"{label}: {what}, data row {row + 1} (the first is 1)"
 
 
 def numbers(column: Any, label: str, name: str, first_row: int) -> Array:
@@ -63,7 +64,7 @@ def numbers(column: Any, label: str, name: str, first_row: int) -> Array:
         column, kind = column.dictionary_decode(), kind.value_type
     if column.null_count:
         row = column.is_null().to_numpy(zero_copy_only=False).argmax()
-        raise DataError(f"{row_place(label, name, first_row + int(row))}: the value is missing; {REMOVE}")
+        raise DataError(f"{row_place(label, [name], first_row + int(row))}: the value is missing; {REMOVE}")
     if types.is_decimal(kind):
         column = column.cast(pyarrow.string()).cast(pyarrow.float64())  # the direct way does not round to the nearest
     elif types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
@@ -82,7 +83,7 @@ def _text(label: str, name: str, row: int, text: str) -> DataError:
     """Return the error of a column of texts, which may look like numbers."""
     if not is_number(text):
         return not_a_number(label, name, row, text)
-    return DataError(f"{row_place(label, name, row)}: {shown(text)} is a text; convert the column to numbers")
+    return DataError(f"{row_place(label, [name], row)}: {shown(text)} is a text; convert the column to numbers")
 
 
 def is_number(text: str) -> bool:
@@ -98,7 +99,7 @@ def not_a_number(label: str, name: str, row: int, text: str) -> DataError:
     """Return the error of a text where a number should be; `row` counts from 0."""
     value = text.strip().casefold()
     if not value:
-        return DataError(f"{row_place(label, name, row)}: the value is missing; {REMOVE}")
+        return DataError(f"{row_place(label, [name], row)}: the value is missing; {REMOVE}")
     if value in MISSING:
         way_out = REMOVE
     elif value in ("true", "false"):
@@ -107,7 +108,7 @@ def not_a_number(label: str, name: str, row: int, text: str) -> DataError:
         way_out = "numbers have a decimal point, and no comma"
     else:
         way_out = "encode texts and dates as numbers, classes from 0"
-    return DataError(f"{row_place(label, name, row)}: {shown(text)} is not a number; {way_out}")
+    return DataError(f"{row_place(label, [name], row)}: {shown(text)} is not a number; {way_out}")
 
 
 def fill(out: Array, batch: Batch, names: Sequence[str], lo: int) -> None:
@@ -167,8 +168,7 @@ def check_probabilities(y: Array, batch: Batch, names: Sequence[str], lo: int, *
         i = int(np.argmax(outside[row]))
         reason = f"targets of this loss are probabilities, from 0 to 1, got {y[row, i]}"
         raise DataError(f"{batch.place(names, lo + row, i)}: {reason}")
-    kind = batch.kind if len(names) == 1 else f"{batch.kind}s"
-    place = f"{batch.label}: {kind} {listed(names)}, data row {batch.first_row + lo + row + 1} (the first is 1)"
+    place = row_place(batch.label, names, batch.first_row + lo + row, batch.kind)
     raise DataError(f"{place}: the targets of a row must sum to 1 for cross_entropy, got {sums[row]:.6g}")
 
 

@@ -22,7 +22,7 @@ from lockstep_worker.shard import Shard
 from lockstep_worker.sources import find_files
 from lockstep_worker.sources import label as file_label
 from lockstep_worker.uploads import cache_dir, fetch_upload
-from lockstep_worker.uploads import label as upload_label
+from lockstep_worker.uploads import short_name as upload_name
 
 RETRIES = 3  # of a task whose process or machine was lost
 MEMORY_PART = 4  # a task asks for at most this part of a node's memory, so that several fit and none waits forever
@@ -43,7 +43,9 @@ class Place:
         """Return (path, label) of the files, which are then on this machine. Raises DataError."""
         data = self.data
         if data.WhichOneof("source") == "upload":
-            return [(fetch_upload(self.server, data.upload, cache_dir()), upload_label(data.upload))]
+            what = "training" if self.training else "validation"
+            label = f"uploaded {what} data ({upload_name(data.upload)})"
+            return [(fetch_upload(self.server, data.upload, cache_dir()), label)]
         roots = [Path(root) for root in self.roots]
         return [(path, file_label(path, roots)) for path in find_files(data.path, roots)]
 

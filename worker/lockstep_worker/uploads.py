@@ -26,10 +26,10 @@ def cache_dir() -> Path:
     return Path(tempfile.gettempdir()) / f"lockstep-uploads-{os.getuid()}"
 
 
-def label(upload_id: str) -> str:
+def short_name(upload_id: str) -> str:
     """Return an upload's name for messages."""
     sha, dot, suffix = upload_id.partition(".")
-    return f"upload {sha[:12]}{dot}{suffix}"
+    return f"{sha[:12]}{dot}{suffix}"
 
 
 def fetch_upload(server: str, upload_id: str, directory: Path, *, timeout_s: float = TIMEOUT_S) -> Path:
@@ -48,7 +48,9 @@ def fetch_upload(server: str, upload_id: str, directory: Path, *, timeout_s: flo
             os.utime(path)
     except OSError as error:
         reason = error.strerror or error
-        raise DataError(f"{label(upload_id)}: cannot be kept in {directory}: {reason}", UNAVAILABLE) from error
+        raise DataError(
+            f"upload {short_name(upload_id)}: cannot be kept in {directory}: {reason}", UNAVAILABLE
+        ) from error
     return path
 
 
@@ -69,7 +71,7 @@ def _fetch(server: str, upload_id: str, path: Path, timeout_s: float) -> None:
             if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() + REDIAL_S > end_s:
                 reason = error.details() or error.code().name
                 raise DataError(
-                    f"{label(upload_id)}: cannot be fetched from the server: {reason}", UNAVAILABLE
+                    f"upload {short_name(upload_id)}: cannot be fetched from the server: {reason}", UNAVAILABLE
                 ) from error
             time.sleep(REDIAL_S)
         else:
@@ -88,7 +90,9 @@ def _fetch_once(server: str, upload_id: str, path: Path, timeout_s: float) -> No
                 sha.update(piece.data)
                 file.write(piece.data)
         if sha.hexdigest() != upload_id.partition(".")[0]:
-            raise DataError(f"{label(upload_id)}: arrived damaged, its SHA-256 is {sha.hexdigest()}", UNAVAILABLE)
+            raise DataError(
+                f"upload {short_name(upload_id)}: arrived damaged, its SHA-256 is {sha.hexdigest()}", UNAVAILABLE
+            )
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
