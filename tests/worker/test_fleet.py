@@ -1,4 +1,8 @@
+from collections import Counter
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lockstep_proto.v1 import job_pb2, service_pb2, training_pb2
 from lockstep_worker.fleet import (
@@ -300,3 +304,46 @@ def test_a_server_that_was_dialled_again_is_told_resources_first_and_then_all_li
 def test_the_order_of_a_server_that_restarted_finds_its_job_loaded_and_running(running):
     assert running.order(a=3) == []
     assert running.count("a") == 3
+
+
+# Whatever happens
+
+
+JOBS = st.sampled_from(["a", "b", "c"])
+EVENTS = st.one_of(
+    st.tuples(st.just("order"), st.dictionaries(JOBS, st.integers(0, 4))),
+    st.tuples(st.just("loaded"), JOBS),
+    st.tuples(st.just("ended"), st.tuples(st.integers(0, 12), st.sampled_from([None, "died"]))),
+    st.tuples(st.just("wait"), st.floats(0, 40)),
+)
+
+
+def happen(driven, kind, what):
+    if kind == "order":
+        driven.order(**what)
+        driven.wanted = what
+        driven.has_data &= what.keys()
+    elif kind == "loaded":
+        if what in driven.wanted:
+            driven.has_data.add(what)
+        driven.loaded(what)
+    elif kind == "wait":
+        driven.wait(what)
+    elif driven.running:
+        worker_id = sorted(driven.running)[what[0] % len(driven.running)]
+        driven.ended(worker_id, what[1])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(EVENTS, max_size=40))
+def test_after_any_events_each_job_comes_to_have_the_workers_it_is_to_have_and_no_other(events):
+    driven = Driven()
+    driven.wanted, driven.has_data = {}, set()
+    for kind, what in events:
+        happen(driven, kind, what)
+        surplus = {job_id: driven.count(job_id) - driven.wanted.get(job_id, 0) for job_id in "abc"}
+        assert max(surplus.values()) <= 0
+    driven.wait(LONGEST_RETRY_S)  # waits of the dead and of those that leave are over
+    expected = Counter({job_id: n for job_id, n in driven.wanted.items() if job_id in driven.has_data})
+    assert Counter(driven.running.values()) == expected
+    assert driven.data == driven.wanted.keys()
