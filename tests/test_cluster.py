@@ -43,10 +43,10 @@ def test_any_cluster_gives_the_bits_of_the_plain_loop(expected, workers, cpus):
         assert job.reproducible
 
 
-def reach(job, step):
-    """Watch until the job has done so many steps."""
+def reach(job, step, workers=1):
+    """Watch until the job has done so many steps and has so many workers."""
     for update in job._client.watch(job.id, timeout_s=120):
-        if update.job.step >= step or update.job.state.ended:
+        if (update.job.step >= step and update.job.num_workers >= workers) or update.job.state.ended:
             return update.job
     raise AssertionError("the watch ended early")
 
@@ -57,7 +57,7 @@ def test_workers_join_and_leave_in_the_middle_of_a_job():
     short = Settings(sizes=(20, 300, 5), batch=128, epochs=5, momentum=0.9)
     with lockstep.LocalCluster(2) as client:
         first = submit(client, long, min=1, max=2)
-        reach(first, 20)
+        reach(first, 20, workers=2)
         second = submit(client, short, min=1, max=2)
         assert second.wait(timeout_s=120).digest == plain_loop.train(short, X, Y).digest(short)
         assert not first.refresh().state.ended, "the first job went on beside it"

@@ -35,6 +35,7 @@ ELSEWHERE = {
 }
 DEMOS = ["./scripts/demo", "./scripts/demo --workers 1", "./scripts/demo --workers 1 --cpus-per-worker 2"]
 IN_SHELL = [
+    ". .venv/bin/activate",
     "lockstep up --workers 2",
     "lockstep submit examples/digits.toml --watch",
     "lockstep list",
@@ -81,11 +82,12 @@ def mentioned(page: Path) -> set[str]:
 
 @pytest.fixture
 def shell(tmp_path: Path) -> dict[str, str]:
-    """An environment with a `lockstep` in its PATH: this repository's, whose `up` takes free ports."""
+    """The environment of a checkout with a `lockstep` in its .venv: this repository's, whose `up` takes free ports."""
     port, http_port = free_port(), free_port()
     python_path = os.pathsep.join([*map(str, (ROOT / house for house in ("proto", "worker", "server", "client")))])
-    command = tmp_path / "bin" / "lockstep"
-    command.parent.mkdir()
+    command = tmp_path / ".venv" / "bin" / "lockstep"
+    command.parent.mkdir(parents=True)
+    (command.parent / "activate").write_text('PATH="$PWD/.venv/bin:$PATH"\n')
     command.write_text(
         f"#!/bin/sh\n"
         f"export PYTHONPATH={python_path}\n"
@@ -94,7 +96,6 @@ def shell(tmp_path: Path) -> dict[str, str]:
     )
     command.chmod(0o755)
     return os.environ | {
-        "PATH": f"{command.parent}:{os.environ['PATH']}",
         "PYTHONPATH": python_path,
         "XDG_STATE_HOME": str(tmp_path / "state"),
         "LOCKSTEP_SERVER": f"127.0.0.1:{port}",
@@ -166,7 +167,7 @@ def checkout(tmp_path: Path, shell: dict[str, str]) -> Path:
     made = place / ".venv"
     (made / "bin").mkdir(parents=True)
     (made / "bin" / "python").symlink_to(sys.executable)
-    shutil.copy(tmp_path / "bin" / "lockstep", made / "bin" / "lockstep")
+    shutil.copy(tmp_path / ".venv" / "bin" / "lockstep", made / "bin" / "lockstep")
     (made / "lockstep.home").write_text(f"{place}\n")
     stamp = subprocess.check_output("cat pyproject.toml deploy/constraints.txt | cksum", shell=True, cwd=place)
     (made / "lockstep.all,sklearn").write_bytes(stamp)

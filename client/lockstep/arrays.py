@@ -56,6 +56,8 @@ def _array(part: Any, label: str) -> Array:
 
 def _of_type(array: Array, dtype: "np.dtype[Any]", label: str) -> Array:
     with np.errstate(over="ignore"):
+        if array.dtype.kind in "iu":
+            array = array.astype(np.float64)  # rounded as the text of a CSV file is
         converted = array.astype(dtype)
     _refuse(~np.isfinite(converted), array, label, f"it is too large for {dtype}")
     return converted

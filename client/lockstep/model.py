@@ -1,7 +1,6 @@
 """A trained network: predicts, tells its parameters, is saved and loaded."""
 
 import itertools
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import numpy.typing as npt
 
 from lockstep.errors import InvalidModelError
 from lockstep_proto.layout import Layout, digest
+from lockstep_proto.model_file import sorted_header
 from lockstep_proto.v1 import job_pb2
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Model:
             # safetensors takes memory as it lies: an array that is not C-contiguous would be saved scrambled
             tensors |= {f"W{l}": np.ascontiguousarray(weights), f"b{l}": np.ascontiguousarray(biases)}
         spec = json_format.MessageToJson(self.spec, preserving_proto_field_name=True, indent=None)
-        return _ordered(save(tensors, metadata={"format": FORMAT, "spec": spec, "digest": self.digest}))
+        return b"".join(sorted_header(save(tensors, {"format": FORMAT, "spec": spec, "digest": self.digest})))
 
     @classmethod
     def load(cls, path: "str | Path") -> "Model":
@@ -143,14 +143,6 @@ class Model:
 
     def __repr__(self) -> str:
         return f"<Model {'-'.join(map(str, self._layout.sizes))} {self._layout.dtype} sha256:{self.digest[:12]}>"
-
-
-def _ordered(content: bytes) -> bytes:
-    """Return a safetensors file with its header sorted: the library writes metadata in an order that varies."""
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # tensors begin at a multiple of 8
-    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def _read_spec(metadata: dict[str, str], path: "str | Path") -> job_pb2.JobSpec:

@@ -32,7 +32,7 @@ def channel_options() -> Options:
     """Return the channel arguments of a client, worker or fleet."""
     redial: Options = (
         ("grpc.initial_reconnect_backoff_ms", 200),
-        ("grpc.min_reconnect_backoff_ms", 200),
+        ("grpc.min_reconnect_backoff_ms", 5_000),  # what gRPC gives one attempt, however fast the next may follow
         ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.enable_http_proxy", 0),  # a cluster's own traffic never goes through a web proxy
     )

@@ -19,6 +19,7 @@ import safetensors.numpy
 from google.protobuf import json_format
 
 from lockstep_proto.layout import Layout, digest
+from lockstep_proto.model_file import sorted_header
 from lockstep_proto.v1 import job_pb2
 
 Array = npt.NDArray[Any]
@@ -122,7 +123,7 @@ def _write(path: Path, tensors: Mapping[str, Array], metadata: dict[str, str]) -
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(safetensors.numpy.save(contiguous, metadata))
+            file.writelines(sorted_header(safetensors.numpy.save(contiguous, metadata)))
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)

@@ -1,7 +1,6 @@
 """A job in the server's memory: its message, how it came to its state, and who watches it."""
 
 import asyncio
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -120,9 +119,11 @@ class JobRecord:
         job.epoch, job.num_epochs = run.epoch, run.num_epochs
         job.rows_per_s = run.measures.speed.rows_per_s
         job.num_workers = len(run.workers)
-        _set_or_clear(job, "remaining_s", run.remaining_s)
-        for name in ("loss", "validation_loss", "validation_accuracy"):
-            _set_or_clear(job, name, getattr(run.measures, name))
+        job.ClearField("remaining_s")
+        if run.remaining_s is not None:
+            job.remaining_s = run.remaining_s
+        for name, value in run.measures.latest.items():  # what it has yet to measure stays as an earlier run left it
+            setattr(job, name, value)
         if run.numerics is not None:
             job.numerics.CopyFrom(run.numerics)
 
@@ -139,10 +140,3 @@ def timestamp(time: float) -> Timestamp:
     stamp = Timestamp()
     stamp.FromMicroseconds(round(time * 1e6))
     return stamp
-
-
-def _set_or_clear(job: service_pb2.Job, name: str, value: float | None) -> None:
-    if value is None or math.isnan(value):
-        job.ClearField(name)  # type: ignore[arg-type]
-    else:
-        setattr(job, name, value)

@@ -1,5 +1,6 @@
 """What a run says of itself in numbers: to the metrics, and to a status."""
 
+import math
 from typing import TYPE_CHECKING
 
 from lockstep_server import norms
@@ -17,9 +18,7 @@ class Measures:
 
     def __init__(self, job_id: str, metrics: Metrics, now: float) -> None:
         self.speed = Speed(now)
-        self.loss: float | None = None
-        self.validation_loss: float | None = None
-        self.validation_accuracy: float | None = None
+        self.latest: dict[str, float] = {}  # by name: loss, validation_loss, validation_accuracy; what was measured
         self.num_bytes_in = 0  # since the last step
         self.num_bytes_out = 0
         self._job_id = job_id
@@ -30,7 +29,7 @@ class Measures:
 
     def step_done(self, record: StepRecord) -> None:
         """A step is done."""
-        self.loss = record.loss
+        self.latest["loss"] = record.loss
         self.speed.step(record.num_rows)
         self._metrics.step(self._job_id, record)
         self._metrics.exchanged(self._job_id, "in", self.num_bytes_in)
@@ -39,10 +38,10 @@ class Measures:
 
     def epoch_done(self, record: EpochRecord, update: ParameterUpdate) -> None:
         """An epoch is done. NaN stands for what was not measured."""
-        if record.validation_loss == record.validation_loss:
-            self.validation_loss = record.validation_loss
-        if record.validation_accuracy == record.validation_accuracy:
-            self.validation_accuracy = record.validation_accuracy
+        for name in ("validation_loss", "validation_accuracy"):
+            value = getattr(record, name)
+            if not math.isnan(value):
+                self.latest[name] = value
         weight_norms = norms.layer_norms(update.layout, update.parameters())
         self._metrics.norms(self._job_id, update.layer_norms, weight_norms)
         self._metrics.epoch(self._job_id, record)

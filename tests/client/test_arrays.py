@@ -202,3 +202,10 @@ def test_wrong_weights_are_refused(weight: Any, said: str) -> None:
 def test_no_rows_are_refused() -> None:
     assert refusal((X[:0], LABELS[:0])) == "data has no rows"
     assert refusal((X[:0], LABELS[:0]), training=False) == "data has no rows"
+
+
+def test_large_whole_numbers_are_rounded_as_in_a_file_of_text() -> None:
+    value = 2**54 + 2**30 + 1  # halfway between two float32, but for its last bit, which float64 does not hold
+    x = packed((np.full((4, 3), value), [0, 1, 0, 1]))["x"]
+    assert x[0, 0] == np.float32(float(str(value)))
+    assert x[0, 0] != np.float32(np.int64(value)), "or this value shows nothing"

@@ -97,7 +97,7 @@ class FakeRun:
     def train(self, steps: int) -> None:
         for _ in range(steps):
             record = step_record(self.step)
-            self.measures.loss = record.loss
+            self.measures.latest["loss"] = record.loss
             self.step += 1
             self.listener.step(record)
 

@@ -99,19 +99,26 @@ class Stage:
 
     async def call(self, method: str, *orders: bytes) -> tuple[list[bytes], grpc.StatusCode]:
         """Make one call; return what came back and the code the client saw."""
-        path, answers = f"/test.Service/{method}", []
-        streams_in = not method.startswith("Unary")
-        request: Any = iter(orders) if streams_in else orders[0]
+        answers = []
+        calling = self.start(method, *orders)
         try:
             if method.endswith("Unary"):
-                make = self.channel.stream_unary if streams_in else self.channel.unary_unary
-                answers.append(await make(path)(request))
+                answers.append(await calling)
             else:
-                make_stream = self.channel.stream_stream if streams_in else self.channel.unary_stream
-                answers += [answer async for answer in make_stream(path)(request)]
+                answers += [answer async for answer in calling]
         except grpc.aio.AioRpcError as error:
             return answers, error.code()
         return answers, Code.OK
+
+    def start(self, method: str, *orders: bytes) -> Any:
+        """Begin one call."""
+        streams_in = not method.startswith("Unary")
+        request: Any = iter(orders) if streams_in else orders[0]
+        if method.endswith("Unary"):
+            make: Any = self.channel.stream_unary if streams_in else self.channel.unary_unary
+        else:
+            make = self.channel.stream_stream if streams_in else self.channel.unary_stream
+        return make(f"/test.Service/{method}")(request)
 
     async def told(self) -> list[tuple[str, str, float]]:
         """Return what was observed, once there is something: the client may know of an end first."""
@@ -167,10 +174,9 @@ def test_a_failed_call_is_observed_with_the_code_its_client_saw(
 @pytest.mark.parametrize("method", KINDS)
 def test_a_call_that_its_client_gives_up_is_observed_as_cancelled(method: str) -> None:
     async def scene(stage: Stage) -> None:
-        calling = asyncio.ensure_future(stage.call(method, b"hang"))
+        calling = stage.start(method, b"hang")
         await stage.service.arrived.wait()
         calling.cancel()
-        await asyncio.gather(calling, return_exceptions=True)
         assert await stage.told() == [(f"test.Service/{method}", "CANCELLED", 1.0)]
 
     play(scene)

@@ -62,7 +62,6 @@ def _start_ray(options: argparse.Namespace) -> None:
 
     try:
         if options.ray_address == "local":
-            os.environ.pop("RAY_ADDRESS", None)
             ray.init(address="local", num_cpus=options.num_cpus, include_dashboard=False, log_to_driver=False)
         else:
             ray.init(address=options.ray_address, log_to_driver=False)

@@ -920,7 +920,9 @@ class Data(message.Message):
     FEATURES_FIELD_NUMBER: builtins.int
     WEIGHT_FIELD_NUMBER: builtins.int
     path: builtins.str
-    """A file, directory or glob below the workers' data roots: CSV, Parquet, Arrow, npz or npy."""
+    """A file, directory or glob below the workers' data roots: CSV, Parquet, Arrow, npz or npy. In a directory, names
+    that begin with "." or "_" are passed over.
+    """
     upload: builtins.str
     """In a job file: a file beside it, sent by the client. In a submitted job: the id of the upload."""
     weight: builtins.str
@@ -931,7 +933,7 @@ class Data(message.Message):
 
     @builtins.property
     def features(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The feature columns in order (default: all but target and weight). npz: the array's name (default "x")."""
+        """The feature columns in order (default: all with a name but target and weight). npz: the array's name (default "x")."""
 
     def __init__(
         self,
