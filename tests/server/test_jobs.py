@@ -229,6 +229,7 @@ def test_a_paused_job_gives_up_its_workers_and_goes_on_from_its_version(tmp_path
         assert again.start.parameters.tolist() == [5.0] * NUM_PARAMETERS
         assert again.arguments["attempt"] == 2
         assert again.arguments["numerics"] == FINGERPRINT  # held to its own
+        assert server.jobs.get(job_id).loss == 1 / 5  # of the last step, until there is another
         assert server.orders() == {job_id: 1}
 
     play(tmp_path, scene)
