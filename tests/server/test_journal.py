@@ -24,8 +24,8 @@ class FlakyStore(Store):
     def write(self, batch: Batch) -> None:
         if self.error is not None:
             raise self.error
-        self.num_writes += 1
         super().write(batch)
+        self.num_writes += 1
 
 
 def full() -> sqlite3.Error:
