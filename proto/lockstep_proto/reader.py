@@ -121,6 +121,23 @@ def _convert(field: FieldDescriptor, value: Any) -> tuple[Any, str]:
     return value, ""
 
 
+def unreadable(message: Message, path: str = "") -> list[Violation]:
+    """Return what a message may hold but a dict may not: numbers that are not finite, enum numbers without a name."""
+    found = []
+    for field, value in message.ListFields():
+        where = f"{path}.{field.name}" if path else field.name
+        items = list(enumerate(value)) if field.is_repeated else [(None, value)]
+        for i, item in items:
+            place = where if i is None else f"{where}[{i}]"
+            if isinstance(item, Message):
+                found += unreadable(item, place)
+            elif isinstance(item, float) and not math.isfinite(item):
+                found.append(Violation(place, f"must be finite, got {item!r}"))
+            elif field.enum_type is not None and item not in field.enum_type.values_by_number:
+                found.append(Violation(place, f"must be one of {', '.join(enum_names(field.enum_type))}, got {item}"))
+    return found
+
+
 def enum_names(enum: EnumDescriptor) -> dict[str, int]:
     """Return the values of an enum as users write them: in lower case, without the prefix, without UNSPECIFIED."""
     prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")

@@ -4,11 +4,12 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from lockstep_proto.reader import Violation, enum_names
+from lockstep_proto.reader import Violation, enum_names, unreadable
 from lockstep_proto.v1 import job_pb2
 
 MAX_SHARDS = 4096
 MAX_LAYERS = 1000
+MAX_LENGTHS = {"epochs": 10**9, "steps": 10**15}  # so that steps can be counted in 64 bits
 PROBABILITIES_SUM_TOLERANCE = 1e-4  # of a row of targets that were rounded to float32 and must sum to 1
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 UPLOAD_ID = re.compile(r"[0-9a-f]{64}\.[a-z0-9]+")
@@ -20,7 +21,9 @@ def check(spec: job_pb2.JobSpec, *, require_data: bool = True) -> list[Violation
 
     `require_data`: whether the training data must be named; a client that sends arrays names them later.
     """
-    return [
+    unread = unreadable(spec)
+    known = {violation.path for violation in unread}
+    broken = [
         *_name(spec),
         *_network(spec),
         *_loss(spec),
@@ -32,6 +35,7 @@ def check(spec: job_pb2.JobSpec, *, require_data: bool = True) -> list[Violation
         *_shards_and_workers(spec),
         *_data(spec, require_data=require_data),
     ]
+    return unread + [violation for violation in broken if violation.path not in known]
 
 
 def _name(spec: job_pb2.JobSpec) -> Found:
@@ -141,9 +145,10 @@ def _lengths(spec: job_pb2.JobSpec) -> Found:
         yield Violation("batch_size", f"must be a multiple of shards ({spec.shards}), got {rows}; try {fits}")
     if not spec.HasField("epochs") and not spec.HasField("steps"):
         yield Violation("epochs", "epochs or steps must be given")
-    for name in ("epochs", "steps"):
-        if spec.HasField(name) and getattr(spec, name) < 1:
-            yield Violation(name, f"must be at least 1, got {getattr(spec, name)}")
+    for name, longest in MAX_LENGTHS.items():
+        if spec.HasField(name) and not 1 <= getattr(spec, name) <= longest:  # type: ignore[arg-type]
+            bound = "at least 1" if getattr(spec, name) < 1 else f"at most {longest}"
+            yield Violation(name, f"must be {bound}, got {getattr(spec, name)}")
 
 
 def _stopping(spec: job_pb2.JobSpec, *, require_data: bool) -> Found:

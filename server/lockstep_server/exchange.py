@@ -20,6 +20,8 @@ class ExchangeServicer:
         first = await anext(aiter(messages), None)
         if first is None or isinstance(first, codec.NodeChunk) or first.WhichOneof("kind") != "hello":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be a hello")
+        if first.hello.num_cpus < 1:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a worker has at least one CPU")
         run = self._find_run(first.hello.job_id)
         if run is None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"job {first.hello.job_id} does not run now")

@@ -151,11 +151,10 @@ class JobRun:
         self._infos[hello.worker_id] = service_pb2.WorkerInfo(
             worker_id=hello.worker_id, job_id=self.job_id, host=hello.host, num_cpus=hello.num_cpus
         )
-        outbox.put(self.step, self._welcome())
         with self._defects_end_it():
             self._carry(self.training.worker_joined(hello.worker_id, hello.num_cpus, self._clock()))
             self._workers_changed()
-        writing = asyncio.ensure_future(_write(outbox, write))
+        writing = asyncio.ensure_future(_write(self._welcome(), outbox, write))
         reading = asyncio.ensure_future(self._read(hello.worker_id, messages))
         try:
             await asyncio.wait((writing, reading), return_when=asyncio.FIRST_COMPLETED)
@@ -202,7 +201,11 @@ class JobRun:
         except Exception as error:
             log.exception("a defect ends the job", extra={"job": self.job_id, "step": self.step})
             message = f"a defect in Lockstep: {error!r}"
-            self.end(Outcome(service_pb2.JOB_STATE_FAILED, error_type=service_pb2.ERROR_TYPE_INTERNAL, message=message))
+            outcome = Outcome(service_pb2.JOB_STATE_FAILED, error_type=service_pb2.ERROR_TYPE_INTERNAL, message=message)
+            if self.training.ended:  # the end may be among the effects that were not carried out
+                self._carry([Ended(outcome)])
+            else:
+                self.end(outcome)
 
     def _compare_numerics(self, hello: training_pb2.WorkerHello) -> str | None:
         if self.numerics is None:
@@ -285,7 +288,8 @@ def _version_0(spec: job_pb2.JobSpec, initial: Array | None) -> Checkpoint:
     )
 
 
-async def _write(outbox: Outbox, write: "Callable[[bytes], Any]") -> None:
+async def _write(welcome: bytes, outbox: Outbox, write: "Callable[[bytes], Any]") -> None:
+    await write(welcome)
     async for message in outbox.drain():
         await write(message)
 

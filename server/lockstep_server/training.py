@@ -143,8 +143,8 @@ class Training:
         if current is None or stale or evaluates != (len(chunk.data) == 0):
             self.num_duplicates += 1
             return []
-        gradient = np.frombuffer(chunk.data, self._dtype)
         try:
+            gradient = np.frombuffer(chunk.data, self._dtype)
             check_size(chunk, gradient.size, self.update.chunking, evaluates=evaluates)
             root = current.reduction.put(chunk.node, chunk.chunk_index, chunk.sums, gradient)
         except DuplicateValueError:
@@ -211,11 +211,15 @@ class Training:
         ranges = assign(self.spec.shards, [worker.num_cpus for worker in computing])
         effects: list[Effect] = []
         for worker, (lo, hi) in zip(computing, ranges, strict=True):
-            worker.ranges = [(lo, hi)] if lo < hi else []
+            if lo == hi:
+                idle.append(worker)
+                continue
+            worker.ranges = [(lo, hi)]
             effects += self._sync(worker)
             effects.append(self._work([worker.worker_id], worker.ranges))
         for worker in idle:
-            worker.ranges, worker.synced = [], False
+            worker.ranges = []
+            effects += self.worker_behind(worker.worker_id) if worker.synced else []
         return effects
 
     def _end(self, outcome: Outcome) -> list[Effect]:

@@ -1,4 +1,5 @@
 import json
+import math
 import tomllib
 
 import numpy as np
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lockstep_proto.defaults import complete
+from lockstep_proto.rules import check
 from lockstep_proto.spec import SpecError, Violation, load_file, override, read_spec, to_dict
 from lockstep_proto.v1 import job_pb2
 
@@ -224,7 +226,7 @@ def test_completing_twice_changes_nothing():
         {
             "name": st.from_regex(r"[a-z]{1,9}", fullmatch=True),
             "batch_size": st.one_of(st.just("full"), st.integers(1, 9).map(lambda n: 8 * n)),
-            "epochs": st.integers(1, 2**40),
+            "epochs": st.integers(1, 10**9),
             "seed": st.integers(0, 2**64 - 1),
             "optimizer": st.sampled_from([{"adam": {"learning_rate": 0.5}}, "sgd", {"sgd": {"momentum": 0.5}}]),
             "initial_parameters": st.sampled_from(["he_uniform", "zeros", {"model": "m.safetensors"}]),
@@ -311,3 +313,25 @@ def test_the_examples_are_valid(name, request):
     spec = read_spec(path, require_data=True)
     assert spec.name == name
     assert load_file(path) == tomllib.loads(path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("change", "path", "message"),
+    [
+        (lambda spec: setattr(spec, "epochs", 2**62), "epochs", "must be at most 1000000000"),
+        (lambda spec: setattr(spec, "clip_norm", math.nan), "clip_norm", "must be finite, got nan"),
+        (lambda spec: setattr(spec.workers, "wait_s", math.inf), "workers.wait_s", "must be finite, got inf"),
+        (lambda spec: setattr(spec, "dtype", 77), "dtype", "must be one of float32, float64, got 77"),
+        (
+            lambda spec: setattr(spec.network.layers[0], "activation", 99),
+            "network.layers[0].activation",
+            "got 99",
+        ),
+    ],
+)
+def test_a_message_cannot_hold_what_a_dict_could_not(change, path, message):
+    spec = complete(read_spec(GOOD))
+    change(spec)
+    found = [violation for violation in check(spec) if violation.path == path]
+    assert len(found) == 1
+    assert message in found[0].message

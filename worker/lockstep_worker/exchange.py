@@ -198,7 +198,8 @@ class _Session:
 
         def beat() -> None:
             done = threading.Event()
-            self._call.add_callback(done.set)
+            if not self._call.add_callback(done.set):
+                return  # the call has ended already
             while not done.wait(period_s):
                 self._outgoing.put(heartbeat)
 
