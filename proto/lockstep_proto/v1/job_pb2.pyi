@@ -223,6 +223,9 @@ class JobSpec(message.Message):
     VALIDATION_FIELD_NUMBER: builtins.int
     INITIAL_PARAMETERS_FIELD_NUMBER: builtins.int
     NUMERICS_FIELD_NUMBER: builtins.int
+    START_FROM_FIELD_NUMBER: builtins.int
+    CHECKPOINTS_FIELD_NUMBER: builtins.int
+    AUDIT_FIELD_NUMBER: builtins.int
     name: builtins.str
     """A name for people; need not be unique. Letters, digits, '-', '_' and '.', at most 64."""
     loss: Loss.ValueType
@@ -243,6 +246,10 @@ class JobSpec(message.Message):
     """Type of parameters, gradients and inputs (default float32)."""
     numerics: Numerics.ValueType
     """Whether workers must have equal numerics fingerprints (default exact)."""
+    audit: builtins.float
+    """Share of the nodes that are computed twice on purpose, to find silent corruption, in [0, 1] (default 0). Has no
+    influence on the result.
+    """
     @builtins.property
     def network(self) -> Network:
         """The layers of the network."""
@@ -283,6 +290,14 @@ class JobSpec(message.Message):
     def initial_parameters(self) -> InitialParameters:
         """W and b at version 0 (default: glorot_uniform)."""
 
+    @builtins.property
+    def start_from(self) -> StartFrom:
+        """What the job goes on from, in place of initial parameters."""
+
+    @builtins.property
+    def checkpoints(self) -> Checkpoints:
+        """How often checkpoints are written; has no influence on the result."""
+
     def __init__(
         self,
         *,
@@ -306,11 +321,16 @@ class JobSpec(message.Message):
         validation: Data | None = ...,
         initial_parameters: InitialParameters | None = ...,
         numerics: Numerics.ValueType = ...,
+        start_from: StartFrom | None = ...,
+        checkpoints: Checkpoints | None = ...,
+        audit: builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["_clip_norm", b"_clip_norm", "_epochs", b"_epochs", "_huber_delta", b"_huber_delta", "_seed", b"_seed", "_shards", b"_shards", "_steps", b"_steps", "batch_size", b"batch_size", "clip_norm", b"clip_norm", "data", b"data", "epochs", b"epochs", "huber_delta", b"huber_delta", "initial_parameters", b"initial_parameters", "network", b"network", "optimizer", b"optimizer", "penalty", b"penalty", "schedule", b"schedule", "seed", b"seed", "shards", b"shards", "steps", b"steps", "stopping", b"stopping", "validation", b"validation", "workers", b"workers"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_audit", b"_audit", "_clip_norm", b"_clip_norm", "_epochs", b"_epochs", "_huber_delta", b"_huber_delta", "_seed", b"_seed", "_shards", b"_shards", "_steps", b"_steps", "audit", b"audit", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "clip_norm", b"clip_norm", "data", b"data", "epochs", b"epochs", "huber_delta", b"huber_delta", "initial_parameters", b"initial_parameters", "network", b"network", "optimizer", b"optimizer", "penalty", b"penalty", "schedule", b"schedule", "seed", b"seed", "shards", b"shards", "start_from", b"start_from", "steps", b"steps", "stopping", b"stopping", "validation", b"validation", "workers", b"workers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_clip_norm", b"_clip_norm", "_epochs", b"_epochs", "_huber_delta", b"_huber_delta", "_seed", b"_seed", "_shards", b"_shards", "_steps", b"_steps", "batch_size", b"batch_size", "clip_norm", b"clip_norm", "data", b"data", "dtype", b"dtype", "epochs", b"epochs", "huber_delta", b"huber_delta", "initial_parameters", b"initial_parameters", "loss", b"loss", "name", b"name", "network", b"network", "numerics", b"numerics", "optimizer", b"optimizer", "penalty", b"penalty", "schedule", b"schedule", "seed", b"seed", "shards", b"shards", "steps", b"steps", "stopping", b"stopping", "validation", b"validation", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_audit", b"_audit", "_clip_norm", b"_clip_norm", "_epochs", b"_epochs", "_huber_delta", b"_huber_delta", "_seed", b"_seed", "_shards", b"_shards", "_steps", b"_steps", "audit", b"audit", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "clip_norm", b"clip_norm", "data", b"data", "dtype", b"dtype", "epochs", b"epochs", "huber_delta", b"huber_delta", "initial_parameters", b"initial_parameters", "loss", b"loss", "name", b"name", "network", b"network", "numerics", b"numerics", "optimizer", b"optimizer", "penalty", b"penalty", "schedule", b"schedule", "seed", b"seed", "shards", b"shards", "start_from", b"start_from", "steps", b"steps", "stopping", b"stopping", "validation", b"validation", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__audit: _TypeAlias = typing.Literal["audit"]  # noqa: Y015
+    _WhichOneofArgType__audit: _TypeAlias = typing.Literal["_audit", b"_audit"]  # noqa: Y015
     _WhichOneofReturnType__clip_norm: _TypeAlias = typing.Literal["clip_norm"]  # noqa: Y015
     _WhichOneofArgType__clip_norm: _TypeAlias = typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015
     _WhichOneofReturnType__epochs: _TypeAlias = typing.Literal["epochs"]  # noqa: Y015
@@ -323,6 +343,8 @@ class JobSpec(message.Message):
     _WhichOneofArgType__shards: _TypeAlias = typing.Literal["_shards", b"_shards"]  # noqa: Y015
     _WhichOneofReturnType__steps: _TypeAlias = typing.Literal["steps"]  # noqa: Y015
     _WhichOneofArgType__steps: _TypeAlias = typing.Literal["_steps", b"_steps"]  # noqa: Y015
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__audit) -> _WhichOneofReturnType__audit | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_norm) -> _WhichOneofReturnType__clip_norm | None: ...
     @typing.overload
@@ -977,3 +999,78 @@ class InitialParameters(message.Message):
     _WhichOneofReturnType_kind: _TypeAlias = typing.Literal["initializer", "model"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+@typing.final
+class StartFrom(message.Message):
+    """What a new job takes over: the parameters always; the optimizer state where there is one and the optimizer is of the
+    same kind; the position (version, epoch, place in the epoch) only where seed, data, shards and batch_size are those of
+    the job that it starts from, else it begins at version 0. The job's events say what was taken over.
+    """
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    BEST_FIELD_NUMBER: builtins.int
+    job: builtins.str
+    """Id of a job of this server, or a prefix that only it has."""
+    model: builtins.str
+    """A saved model of the same shape: in a job file a file beside it, in a submitted job the id of the upload."""
+    version: builtins.int
+    """Which of the job's kept checkpoints (default: the newest); not with `best`."""
+    best: builtins.bool
+    """The job's parameters with the lowest validation loss, alone."""
+    def __init__(
+        self,
+        *,
+        job: builtins.str = ...,
+        model: builtins.str = ...,
+        version: builtins.int | None = ...,
+        best: builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["_version", b"_version", "job", b"job", "model", b"model", "source", b"source", "version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_version", b"_version", "best", b"best", "job", b"job", "model", b"model", "source", b"source", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__version: _TypeAlias = typing.Literal["version"]  # noqa: Y015
+    _WhichOneofArgType__version: _TypeAlias = typing.Literal["_version", b"_version"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = typing.Literal["job", "model"]  # noqa: Y015
+    _WhichOneofArgType_source: _TypeAlias = typing.Literal["source", b"source"]  # noqa: Y015
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__version) -> _WhichOneofReturnType__version | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
+
+@typing.final
+class Checkpoints(message.Message):
+    """When checkpoints are written, beside those at a pause and at the end."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    EVERY_STEPS_FIELD_NUMBER: builtins.int
+    EVERY_S_FIELD_NUMBER: builtins.int
+    every_steps: builtins.int
+    """At every version that is a multiple of it, >= 1 (default: by time alone). One that comes while the one before it is
+    still being written is left out.
+    """
+    every_s: builtins.float
+    """At the first version after so many seconds. > 0 (default: the server's, 30 s)."""
+    def __init__(
+        self,
+        *,
+        every_steps: builtins.int | None = ...,
+        every_s: builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["_every_s", b"_every_s", "_every_steps", b"_every_steps", "every_s", b"every_s", "every_steps", b"every_steps"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_every_s", b"_every_s", "_every_steps", b"_every_steps", "every_s", b"every_s", "every_steps", b"every_steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__every_s: _TypeAlias = typing.Literal["every_s"]  # noqa: Y015
+    _WhichOneofArgType__every_s: _TypeAlias = typing.Literal["_every_s", b"_every_s"]  # noqa: Y015
+    _WhichOneofReturnType__every_steps: _TypeAlias = typing.Literal["every_steps"]  # noqa: Y015
+    _WhichOneofArgType__every_steps: _TypeAlias = typing.Literal["_every_steps", b"_every_steps"]  # noqa: Y015
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__every_s) -> _WhichOneofReturnType__every_s | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__every_steps) -> _WhichOneofReturnType__every_steps | None: ...

@@ -27,23 +27,23 @@ from lockstep_proto.v1 import job_pb2 as lockstep__proto_dot_v1_dot_job__pb2
 from lockstep_proto.v1 import numerics_pb2 as lockstep__proto_dot_v1_dot_numerics__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1flockstep_proto/v1/service.proto\x12\x0blockstep.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1blockstep_proto/v1/job.proto\x1a lockstep_proto/v1/numerics.proto\"G\n\rSubmitRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\"\n\x04spec\x18\x02 \x01(\x0b\x32\x14.lockstep.v1.JobSpec\"\x1c\n\nJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"C\n\x0bListRequest\x12%\n\x06states\x18\x01 \x03(\x0e\x32\x15.lockstep.v1.JobState\x12\r\n\x05limit\x18\x02 \x01(\x05\".\n\x0cListResponse\x12\x1e\n\x04jobs\x18\x01 \x03(\x0b\x32\x10.lockstep.v1.Job\"%\n\x0e\x44\x65leteResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x03\"3\n\x0cWatchRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x13\n\x0b\x61\x66ter_event\x18\x02 \x01(\x03\"R\n\rWatchResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.lockstep.v1.Job\x12\"\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x12.lockstep.v1.Event\"}\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x08severity\x18\x03 \x01(\x0e\x32\x15.lockstep.v1.Severity\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xd1\x06\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\"\n\x04spec\x18\x02 \x01(\x0b\x32\x14.lockstep.v1.JobSpec\x12$\n\x05state\x18\x03 \x01(\x0e\x32\x15.lockstep.v1.JobState\x12\r\n\x05phase\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12*\n\nerror_type\x18\x06 \x01(\x0e\x32\x16.lockstep.v1.ErrorType\x12,\n\x0bstop_reason\x18\x07 \x01(\x0e\x32\x17.lockstep.v1.StopReason\x12+\n\x07\x63reated\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07started\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x66inished\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ttempt\x18\x0b \x01(\x05\x12\x0c\n\x04step\x18\x0c \x01(\x03\x12\x11\n\tnum_steps\x18\r \x01(\x03\x12\r\n\x05\x65poch\x18\x0e \x01(\x03\x12\x12\n\nnum_epochs\x18\x0f \x01(\x03\x12\x11\n\x04loss\x18\x10 \x01(\x01H\x00\x88\x01\x01\x12\x1c\n\x0fvalidation_loss\x18\x11 \x01(\x01H\x01\x88\x01\x01\x12 \n\x13validation_accuracy\x18\x12 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\nrows_per_s\x18\x13 \x01(\x01\x12\x13\n\x0bnum_workers\x18\x14 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x15 \x01(\t\x12\x14\n\x0creproducible\x18\x16 \x01(\x08\x12\x32\n\x08numerics\x18\x17 \x01(\x0b\x32 .lockstep.v1.NumericsFingerprint\x12\x10\n\x08num_rows\x18\x18 \x01(\x03\x12\x1b\n\x13num_validation_rows\x18\x19 \x01(\x03\x12\x18\n\x0bremaining_s\x18\x1a \x01(\x01H\x03\x88\x01\x01\x12\x39\n\x0fserver_numerics\x18\x1b \x01(\x0b\x32 .lockstep.v1.NumericsFingerprintB\x07\n\x05_lossB\x12\n\x10_validation_lossB\x16\n\x14_validation_accuracyB\x0e\n\x0c_remaining_s\"]\n\x07History\x12\'\n\x05steps\x18\x01 \x01(\x0b\x32\x18.lockstep.v1.StepHistory\x12)\n\x06\x65pochs\x18\x02 \x01(\x0b\x32\x19.lockstep.v1.EpochHistory\"W\n\x0bStepHistory\x12\x0c\n\x04step\x18\x01 \x03(\x03\x12\x0c\n\x04loss\x18\x02 \x03(\x01\x12\x15\n\rgradient_norm\x18\x03 \x03(\x01\x12\x15\n\rlearning_rate\x18\x04 \x03(\x01\"\x87\x01\n\x0c\x45pochHistory\x12\r\n\x05\x65poch\x18\x01 \x03(\x03\x12\x0c\n\x04loss\x18\x02 \x03(\x01\x12\x10\n\x08\x61\x63\x63uracy\x18\x03 \x03(\x01\x12\x17\n\x0fvalidation_loss\x18\x04 \x03(\x01\x12\x1b\n\x13validation_accuracy\x18\x05 \x03(\x01\x12\x12\n\nduration_s\x18\x06 \x03(\x01\"N\n\x14\x44ownloadModelRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12&\n\x05which\x18\x02 \x01(\x0e\x32\x17.lockstep.v1.WhichModel\"\x19\n\tFilePiece\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x13\n\x11GetClusterRequest\"\xea\x01\n\x07\x43luster\x12\x16\n\x0eserver_version\x18\x01 \x01(\t\x12\x16\n\x0e\x66leet_attached\x18\x02 \x01(\x08\x12\x14\n\x0cworker_slots\x18\x03 \x01(\x05\x12\x17\n\x0f\x63pus_per_worker\x18\x04 \x01(\x05\x12(\n\x07workers\x18\x05 \x03(\x0b\x32\x17.lockstep.v1.WorkerInfo\x12\x13\n\x0bqueue_depth\x18\x06 \x01(\x05\x12\x32\n\x08numerics\x18\x07 \x01(\x0b\x32 .lockstep.v1.NumericsFingerprint\x12\r\n\x05nodes\x18\x08 \x01(\x05\"O\n\nWorkerInfo\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x10\n\x08num_cpus\x18\x04 \x01(\x05\"%\n\x10GetUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\"/\n\x06Upload\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"Q\n\x10PutUploadRequest\x12%\n\x06header\x18\x01 \x01(\x0b\x32\x13.lockstep.v1.UploadH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04kind\"8\n\nViolations\x12*\n\nviolations\x18\x01 \x03(\x0b\x32\x16.lockstep.v1.Violation\"*\n\tViolation\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t*a\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x11\n\rSEVERITY_INFO\x10\x01\x12\x14\n\x10SEVERITY_WARNING\x10\x02\x12\x12\n\x0eSEVERITY_ERROR\x10\x03*\xaf\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_STATE_PENDING\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x14\n\x10JOB_STATE_PAUSED\x10\x03\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x04\x12\x14\n\x10JOB_STATE_FAILED\x10\x05\x12\x15\n\x11JOB_STATE_STOPPED\x10\x06*\xe5\x01\n\tErrorType\x12\x1a\n\x16\x45RROR_TYPE_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x45RROR_TYPE_DATA_UNAVAILABLE\x10\x01\x12\x1b\n\x17\x45RROR_TYPE_DATA_INVALID\x10\x02\x12\x19\n\x15\x45RROR_TYPE_NOT_FINITE\x10\x03\x12\x19\n\x15\x45RROR_TYPE_NO_WORKERS\x10\x04\x12\x17\n\x13\x45RROR_TYPE_NUMERICS\x10\x05\x12\x16\n\x12\x45RROR_TYPE_STORAGE\x10\x06\x12\x17\n\x13\x45RROR_TYPE_INTERNAL\x10\x07*\xc2\x01\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12STOP_REASON_EPOCHS\x10\x01\x12\x15\n\x11STOP_REASON_STEPS\x10\x02\x12\x1d\n\x19STOP_REASON_GRADIENT_NORM\x10\x03\x12\x18\n\x14STOP_REASON_PATIENCE\x10\x04\x12\x19\n\x15STOP_REASON_WALL_TIME\x10\x05\x12\x14\n\x10STOP_REASON_USER\x10\x06*U\n\nWhichModel\x12\x1b\n\x17WHICH_MODEL_UNSPECIFIED\x10\x00\x12\x14\n\x10WHICH_MODEL_LAST\x10\x01\x12\x14\n\x10WHICH_MODEL_BEST\x10\x02\x32\xa2\x05\n\nJobService\x12\x36\n\x06Submit\x12\x1a.lockstep.v1.SubmitRequest\x1a\x10.lockstep.v1.Job\x12\x30\n\x03Get\x12\x17.lockstep.v1.JobRequest\x1a\x10.lockstep.v1.Job\x12;\n\x04List\x12\x18.lockstep.v1.ListRequest\x1a\x19.lockstep.v1.ListResponse\x12\x31\n\x04Stop\x12\x17.lockstep.v1.JobRequest\x1a\x10.lockstep.v1.Job\x12\x32\n\x05Pause\x12\x17.lockstep.v1.JobRequest\x1a\x10.lockstep.v1.Job\x12\x33\n\x06Resume\x12\x17.lockstep.v1.JobRequest\x1a\x10.lockstep.v1.Job\x12>\n\x06\x44\x65lete\x12\x17.lockstep.v1.JobRequest\x1a\x1b.lockstep.v1.DeleteResponse\x12@\n\x05Watch\x12\x19.lockstep.v1.WatchRequest\x1a\x1a.lockstep.v1.WatchResponse0\x01\x12=\n\nGetHistory\x12\x17.lockstep.v1.JobRequest\x1a\x14.lockstep.v1.History0\x01\x12L\n\rDownloadModel\x12!.lockstep.v1.DownloadModelRequest\x1a\x16.lockstep.v1.FilePiece0\x01\x12\x42\n\nGetCluster\x12\x1e.lockstep.v1.GetClusterRequest\x1a\x14.lockstep.v1.Cluster2\xdc\x01\n\x0b\x44\x61taService\x12?\n\tGetUpload\x12\x1d.lockstep.v1.GetUploadRequest\x1a\x13.lockstep.v1.Upload\x12\x41\n\tPutUpload\x12\x1d.lockstep.v1.PutUploadRequest\x1a\x13.lockstep.v1.Upload(\x01\x12I\n\x0e\x44ownloadUpload\x12\x1d.lockstep.v1.GetUploadRequest\x1a\x16.lockstep.v1.FilePiece0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1flockstep_proto/v1/service.proto\x12\x0blockstep.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1blockstep_proto/v1/job.proto\x1a lockstep_proto/v1/numerics.proto\"G\n\rSubmitRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\"\n\x04spec\x18\x02 \x01(\x0b\x32\x14.lockstep.v1.JobSpec\"\x1c\n\nJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"C\n\x0bListRequest\x12%\n\x06states\x18\x01 \x03(\x0e\x32\x15.lockstep.v1.JobState\x12\r\n\x05limit\x18\x02 \x01(\x05\".\n\x0cListResponse\x12\x1e\n\x04jobs\x18\x01 \x03(\x0b\x32\x10.lockstep.v1.Job\"%\n\x0e\x44\x65leteResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x03\"3\n\x0cWatchRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x13\n\x0b\x61\x66ter_event\x18\x02 \x01(\x03\"R\n\rWatchResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.lockstep.v1.Job\x12\"\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x12.lockstep.v1.Event\"}\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x08severity\x18\x03 \x01(\x0e\x32\x15.lockstep.v1.Severity\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xbc\x07\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\"\n\x04spec\x18\x02 \x01(\x0b\x32\x14.lockstep.v1.JobSpec\x12$\n\x05state\x18\x03 \x01(\x0e\x32\x15.lockstep.v1.JobState\x12\r\n\x05phase\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12*\n\nerror_type\x18\x06 \x01(\x0e\x32\x16.lockstep.v1.ErrorType\x12,\n\x0bstop_reason\x18\x07 \x01(\x0e\x32\x17.lockstep.v1.StopReason\x12+\n\x07\x63reated\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07started\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x66inished\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ttempt\x18\x0b \x01(\x05\x12\x0c\n\x04step\x18\x0c \x01(\x03\x12\x11\n\tnum_steps\x18\r \x01(\x03\x12\r\n\x05\x65poch\x18\x0e \x01(\x03\x12\x12\n\nnum_epochs\x18\x0f \x01(\x03\x12\x11\n\x04loss\x18\x10 \x01(\x01H\x00\x88\x01\x01\x12\x1c\n\x0fvalidation_loss\x18\x11 \x01(\x01H\x01\x88\x01\x01\x12 \n\x13validation_accuracy\x18\x12 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\nrows_per_s\x18\x13 \x01(\x01\x12\x13\n\x0bnum_workers\x18\x14 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x15 \x01(\t\x12\x14\n\x0creproducible\x18\x16 \x01(\x08\x12\x32\n\x08numerics\x18\x17 \x01(\x0b\x32 .lockstep.v1.NumericsFingerprint\x12\x10\n\x08num_rows\x18\x18 \x01(\x03\x12\x1b\n\x13num_validation_rows\x18\x19 \x01(\x03\x12\x18\n\x0bremaining_s\x18\x1a \x01(\x01H\x03\x88\x01\x01\x12\x39\n\x0fserver_numerics\x18\x1b \x01(\x0b\x32 .lockstep.v1.NumericsFingerprint\x12\x18\n\x10\x64\x61ta_fingerprint\x18\x1c \x01(\t\x12\x1e\n\x16validation_fingerprint\x18\x1d \x01(\t\x12\x18\n\x10started_from_job\x18\x1e \x01(\t\x12\x15\n\rstart_version\x18\x1f \x01(\x03\x42\x07\n\x05_lossB\x12\n\x10_validation_lossB\x16\n\x14_validation_accuracyB\x0e\n\x0c_remaining_s\"3\n\x06Ledger\x12)\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x18.lockstep.v1.LedgerEntry\"\xc2\x01\n\x0bLedgerEntry\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nends_epoch\x18\x03 \x01(\x08\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\x32\n\x08numerics\x18\x05 \x01(\x0b\x32 .lockstep.v1.NumericsFingerprint\x12\x39\n\x0fserver_numerics\x18\x06 \x01(\x0b\x32 .lockstep.v1.NumericsFingerprint\"B\n\x0e\x43heckpointList\x12\x30\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x1b.lockstep.v1.CheckpointInfo\"\xb7\x01\n\x0e\x43heckpointInfo\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x15\n\rstep_in_epoch\x18\x03 \x01(\x03\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1c\n\x0fvalidation_loss\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\x12\n\x10_validation_loss\"]\n\x07History\x12\'\n\x05steps\x18\x01 \x01(\x0b\x32\x18.lockstep.v1.StepHistory\x12)\n\x06\x65pochs\x18\x02 \x01(\x0b\x32\x19.lockstep.v1.EpochHistory\"W\n\x0bStepHistory\x12\x0c\n\x04step\x18\x01 \x03(\x03\x12\x0c\n\x04loss\x18\x02 \x03(\x01\x12\x15\n\rgradient_norm\x18\x03 \x03(\x01\x12\x15\n\rlearning_rate\x18\x04 \x03(\x01\"\x87\x01\n\x0c\x45pochHistory\x12\r\n\x05\x65poch\x18\x01 \x03(\x03\x12\x0c\n\x04loss\x18\x02 \x03(\x01\x12\x10\n\x08\x61\x63\x63uracy\x18\x03 \x03(\x01\x12\x17\n\x0fvalidation_loss\x18\x04 \x03(\x01\x12\x1b\n\x13validation_accuracy\x18\x05 \x03(\x01\x12\x12\n\nduration_s\x18\x06 \x03(\x01\"N\n\x14\x44ownloadModelRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12&\n\x05which\x18\x02 \x01(\x0e\x32\x17.lockstep.v1.WhichModel\"\x19\n\tFilePiece\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x13\n\x11GetClusterRequest\"\xea\x01\n\x07\x43luster\x12\x16\n\x0eserver_version\x18\x01 \x01(\t\x12\x16\n\x0e\x66leet_attached\x18\x02 \x01(\x08\x12\x14\n\x0cworker_slots\x18\x03 \x01(\x05\x12\x17\n\x0f\x63pus_per_worker\x18\x04 \x01(\x05\x12(\n\x07workers\x18\x05 \x03(\x0b\x32\x17.lockstep.v1.WorkerInfo\x12\x13\n\x0bqueue_depth\x18\x06 \x01(\x05\x12\x32\n\x08numerics\x18\x07 \x01(\x0b\x32 .lockstep.v1.NumericsFingerprint\x12\r\n\x05nodes\x18\x08 \x01(\x05\"O\n\nWorkerInfo\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x10\n\x08num_cpus\x18\x04 \x01(\x05\"%\n\x10GetUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\"/\n\x06Upload\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"Q\n\x10PutUploadRequest\x12%\n\x06header\x18\x01 \x01(\x0b\x32\x13.lockstep.v1.UploadH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04kind\"8\n\nViolations\x12*\n\nviolations\x18\x01 \x03(\x0b\x32\x16.lockstep.v1.Violation\"*\n\tViolation\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t*a\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x11\n\rSEVERITY_INFO\x10\x01\x12\x14\n\x10SEVERITY_WARNING\x10\x02\x12\x12\n\x0eSEVERITY_ERROR\x10\x03*\xaf\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_STATE_PENDING\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x14\n\x10JOB_STATE_PAUSED\x10\x03\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x04\x12\x14\n\x10JOB_STATE_FAILED\x10\x05\x12\x15\n\x11JOB_STATE_STOPPED\x10\x06*\x80\x02\n\tErrorType\x12\x1a\n\x16\x45RROR_TYPE_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x45RROR_TYPE_DATA_UNAVAILABLE\x10\x01\x12\x1b\n\x17\x45RROR_TYPE_DATA_INVALID\x10\x02\x12\x19\n\x15\x45RROR_TYPE_NOT_FINITE\x10\x03\x12\x19\n\x15\x45RROR_TYPE_NO_WORKERS\x10\x04\x12\x17\n\x13\x45RROR_TYPE_NUMERICS\x10\x05\x12\x16\n\x12\x45RROR_TYPE_STORAGE\x10\x06\x12\x17\n\x13\x45RROR_TYPE_INTERNAL\x10\x07\x12\x19\n\x15\x45RROR_TYPE_CORRUPTION\x10\x08*\xc2\x01\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12STOP_REASON_EPOCHS\x10\x01\x12\x15\n\x11STOP_REASON_STEPS\x10\x02\x12\x1d\n\x19STOP_REASON_GRADIENT_NORM\x10\x03\x12\x18\n\x14STOP_REASON_PATIENCE\x10\x04\x12\x19\n\x15STOP_REASON_WALL_TIME\x10\x05\x12\x14\n\x10STOP_REASON_USER\x10\x06*U\n\nWhichModel\x12\x1b\n\x17WHICH_MODEL_UNSPECIFIED\x10\x00\x12\x14\n\x10WHICH_MODEL_LAST\x10\x01\x12\x14\n\x10WHICH_MODEL_BEST\x10\x02\x32\xa8\x06\n\nJobService\x12\x36\n\x06Submit\x12\x1a.lockstep.v1.SubmitRequest\x1a\x10.lockstep.v1.Job\x12\x30\n\x03Get\x12\x17.lockstep.v1.JobRequest\x1a\x10.lockstep.v1.Job\x12;\n\x04List\x12\x18.lockstep.v1.ListRequest\x1a\x19.lockstep.v1.ListResponse\x12\x31\n\x04Stop\x12\x17.lockstep.v1.JobRequest\x1a\x10.lockstep.v1.Job\x12\x32\n\x05Pause\x12\x17.lockstep.v1.JobRequest\x1a\x10.lockstep.v1.Job\x12\x33\n\x06Resume\x12\x17.lockstep.v1.JobRequest\x1a\x10.lockstep.v1.Job\x12>\n\x06\x44\x65lete\x12\x17.lockstep.v1.JobRequest\x1a\x1b.lockstep.v1.DeleteResponse\x12@\n\x05Watch\x12\x19.lockstep.v1.WatchRequest\x1a\x1a.lockstep.v1.WatchResponse0\x01\x12=\n\nGetHistory\x12\x17.lockstep.v1.JobRequest\x1a\x14.lockstep.v1.History0\x01\x12;\n\tGetLedger\x12\x17.lockstep.v1.JobRequest\x1a\x13.lockstep.v1.Ledger0\x01\x12G\n\x0fListCheckpoints\x12\x17.lockstep.v1.JobRequest\x1a\x1b.lockstep.v1.CheckpointList\x12L\n\rDownloadModel\x12!.lockstep.v1.DownloadModelRequest\x1a\x16.lockstep.v1.FilePiece0\x01\x12\x42\n\nGetCluster\x12\x1e.lockstep.v1.GetClusterRequest\x1a\x14.lockstep.v1.Cluster2\xdc\x01\n\x0b\x44\x61taService\x12?\n\tGetUpload\x12\x1d.lockstep.v1.GetUploadRequest\x1a\x13.lockstep.v1.Upload\x12\x41\n\tPutUpload\x12\x1d.lockstep.v1.PutUploadRequest\x1a\x13.lockstep.v1.Upload(\x01\x12I\n\x0e\x44ownloadUpload\x12\x1d.lockstep.v1.GetUploadRequest\x1a\x16.lockstep.v1.FilePiece0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lockstep_proto.v1.service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SEVERITY']._serialized_start=2560
-  _globals['_SEVERITY']._serialized_end=2657
-  _globals['_JOBSTATE']._serialized_start=2660
-  _globals['_JOBSTATE']._serialized_end=2835
-  _globals['_ERRORTYPE']._serialized_start=2838
-  _globals['_ERRORTYPE']._serialized_end=3067
-  _globals['_STOPREASON']._serialized_start=3070
-  _globals['_STOPREASON']._serialized_end=3264
-  _globals['_WHICHMODEL']._serialized_start=3266
-  _globals['_WHICHMODEL']._serialized_end=3351
+  _globals['_SEVERITY']._serialized_start=3171
+  _globals['_SEVERITY']._serialized_end=3268
+  _globals['_JOBSTATE']._serialized_start=3271
+  _globals['_JOBSTATE']._serialized_end=3446
+  _globals['_ERRORTYPE']._serialized_start=3449
+  _globals['_ERRORTYPE']._serialized_end=3705
+  _globals['_STOPREASON']._serialized_start=3708
+  _globals['_STOPREASON']._serialized_end=3902
+  _globals['_WHICHMODEL']._serialized_start=3904
+  _globals['_WHICHMODEL']._serialized_end=3989
   _globals['_SUBMITREQUEST']._serialized_start=144
   _globals['_SUBMITREQUEST']._serialized_end=215
   _globals['_JOBREQUEST']._serialized_start=217
@@ -61,35 +61,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVENT']._serialized_start=540
   _globals['_EVENT']._serialized_end=665
   _globals['_JOB']._serialized_start=668
-  _globals['_JOB']._serialized_end=1517
-  _globals['_HISTORY']._serialized_start=1519
-  _globals['_HISTORY']._serialized_end=1612
-  _globals['_STEPHISTORY']._serialized_start=1614
-  _globals['_STEPHISTORY']._serialized_end=1701
-  _globals['_EPOCHHISTORY']._serialized_start=1704
-  _globals['_EPOCHHISTORY']._serialized_end=1839
-  _globals['_DOWNLOADMODELREQUEST']._serialized_start=1841
-  _globals['_DOWNLOADMODELREQUEST']._serialized_end=1919
-  _globals['_FILEPIECE']._serialized_start=1921
-  _globals['_FILEPIECE']._serialized_end=1946
-  _globals['_GETCLUSTERREQUEST']._serialized_start=1948
-  _globals['_GETCLUSTERREQUEST']._serialized_end=1967
-  _globals['_CLUSTER']._serialized_start=1970
-  _globals['_CLUSTER']._serialized_end=2204
-  _globals['_WORKERINFO']._serialized_start=2206
-  _globals['_WORKERINFO']._serialized_end=2285
-  _globals['_GETUPLOADREQUEST']._serialized_start=2287
-  _globals['_GETUPLOADREQUEST']._serialized_end=2324
-  _globals['_UPLOAD']._serialized_start=2326
-  _globals['_UPLOAD']._serialized_end=2373
-  _globals['_PUTUPLOADREQUEST']._serialized_start=2375
-  _globals['_PUTUPLOADREQUEST']._serialized_end=2456
-  _globals['_VIOLATIONS']._serialized_start=2458
-  _globals['_VIOLATIONS']._serialized_end=2514
-  _globals['_VIOLATION']._serialized_start=2516
-  _globals['_VIOLATION']._serialized_end=2558
-  _globals['_JOBSERVICE']._serialized_start=3354
-  _globals['_JOBSERVICE']._serialized_end=4028
-  _globals['_DATASERVICE']._serialized_start=4031
-  _globals['_DATASERVICE']._serialized_end=4251
+  _globals['_JOB']._serialized_end=1624
+  _globals['_LEDGER']._serialized_start=1626
+  _globals['_LEDGER']._serialized_end=1677
+  _globals['_LEDGERENTRY']._serialized_start=1680
+  _globals['_LEDGERENTRY']._serialized_end=1874
+  _globals['_CHECKPOINTLIST']._serialized_start=1876
+  _globals['_CHECKPOINTLIST']._serialized_end=1942
+  _globals['_CHECKPOINTINFO']._serialized_start=1945
+  _globals['_CHECKPOINTINFO']._serialized_end=2128
+  _globals['_HISTORY']._serialized_start=2130
+  _globals['_HISTORY']._serialized_end=2223
+  _globals['_STEPHISTORY']._serialized_start=2225
+  _globals['_STEPHISTORY']._serialized_end=2312
+  _globals['_EPOCHHISTORY']._serialized_start=2315
+  _globals['_EPOCHHISTORY']._serialized_end=2450
+  _globals['_DOWNLOADMODELREQUEST']._serialized_start=2452
+  _globals['_DOWNLOADMODELREQUEST']._serialized_end=2530
+  _globals['_FILEPIECE']._serialized_start=2532
+  _globals['_FILEPIECE']._serialized_end=2557
+  _globals['_GETCLUSTERREQUEST']._serialized_start=2559
+  _globals['_GETCLUSTERREQUEST']._serialized_end=2578
+  _globals['_CLUSTER']._serialized_start=2581
+  _globals['_CLUSTER']._serialized_end=2815
+  _globals['_WORKERINFO']._serialized_start=2817
+  _globals['_WORKERINFO']._serialized_end=2896
+  _globals['_GETUPLOADREQUEST']._serialized_start=2898
+  _globals['_GETUPLOADREQUEST']._serialized_end=2935
+  _globals['_UPLOAD']._serialized_start=2937
+  _globals['_UPLOAD']._serialized_end=2984
+  _globals['_PUTUPLOADREQUEST']._serialized_start=2986
+  _globals['_PUTUPLOADREQUEST']._serialized_end=3067
+  _globals['_VIOLATIONS']._serialized_start=3069
+  _globals['_VIOLATIONS']._serialized_end=3125
+  _globals['_VIOLATION']._serialized_start=3127
+  _globals['_VIOLATION']._serialized_end=3169
+  _globals['_JOBSERVICE']._serialized_start=3992
+  _globals['_JOBSERVICE']._serialized_end=4800
+  _globals['_DATASERVICE']._serialized_start=4803
+  _globals['_DATASERVICE']._serialized_end=5023
 # @@protoc_insertion_point(module_scope)

@@ -110,6 +110,8 @@ class _ErrorTypeEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorType.Va
     """The server's disk cannot be written or read."""
     ERROR_TYPE_INTERNAL: _ErrorType.ValueType  # 7
     """A defect in Lockstep."""
+    ERROR_TYPE_CORRUPTION: _ErrorType.ValueType  # 8
+    """Computations of the same node differ, and no majority of them decides."""
 
 class ErrorType(_ErrorType, metaclass=_ErrorTypeEnumTypeWrapper):
     """Why a job failed."""
@@ -130,6 +132,8 @@ ERROR_TYPE_STORAGE: ErrorType.ValueType  # 6
 """The server's disk cannot be written or read."""
 ERROR_TYPE_INTERNAL: ErrorType.ValueType  # 7
 """A defect in Lockstep."""
+ERROR_TYPE_CORRUPTION: ErrorType.ValueType  # 8
+"""Computations of the same node differ, and no majority of them decides."""
 
 class _StopReason:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -426,6 +430,10 @@ class Job(message.Message):
     NUM_VALIDATION_ROWS_FIELD_NUMBER: builtins.int
     REMAINING_S_FIELD_NUMBER: builtins.int
     SERVER_NUMERICS_FIELD_NUMBER: builtins.int
+    DATA_FINGERPRINT_FIELD_NUMBER: builtins.int
+    VALIDATION_FINGERPRINT_FIELD_NUMBER: builtins.int
+    STARTED_FROM_JOB_FIELD_NUMBER: builtins.int
+    START_VERSION_FIELD_NUMBER: builtins.int
     id: builtins.str
     """Twelve hexadecimal digits."""
     state: JobState.ValueType
@@ -468,6 +476,16 @@ class Job(message.Message):
     """Rows of validation data."""
     remaining_s: builtins.float
     """Seconds until its end at the present speed; absent when unknown."""
+    data_fingerprint: builtins.str
+    """Fingerprint of the training data as they were loaded, shard by shard; equal data in as many shards have equal ones.
+    Empty until they are loaded.
+    """
+    validation_fingerprint: builtins.str
+    """The same for the validation data; empty without any."""
+    started_from_job: builtins.str
+    """Id of the job that it started from; empty if it began afresh."""
+    start_version: builtins.int
+    """The version it began at: 0, or that of the checkpoint whose position it took over."""
     @builtins.property
     def spec(self) -> job_pb2.JobSpec:
         """The spec, with its defaults filled in."""
@@ -522,10 +540,14 @@ class Job(message.Message):
         num_validation_rows: builtins.int = ...,
         remaining_s: builtins.float | None = ...,
         server_numerics: numerics_pb2.NumericsFingerprint | None = ...,
+        data_fingerprint: builtins.str = ...,
+        validation_fingerprint: builtins.str = ...,
+        started_from_job: builtins.str = ...,
+        start_version: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["_loss", b"_loss", "_remaining_s", b"_remaining_s", "_validation_accuracy", b"_validation_accuracy", "_validation_loss", b"_validation_loss", "created", b"created", "finished", b"finished", "loss", b"loss", "numerics", b"numerics", "remaining_s", b"remaining_s", "server_numerics", b"server_numerics", "spec", b"spec", "started", b"started", "validation_accuracy", b"validation_accuracy", "validation_loss", b"validation_loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_loss", b"_loss", "_remaining_s", b"_remaining_s", "_validation_accuracy", b"_validation_accuracy", "_validation_loss", b"_validation_loss", "attempt", b"attempt", "created", b"created", "digest", b"digest", "epoch", b"epoch", "error_type", b"error_type", "finished", b"finished", "id", b"id", "loss", b"loss", "message", b"message", "num_epochs", b"num_epochs", "num_rows", b"num_rows", "num_steps", b"num_steps", "num_validation_rows", b"num_validation_rows", "num_workers", b"num_workers", "numerics", b"numerics", "phase", b"phase", "remaining_s", b"remaining_s", "reproducible", b"reproducible", "rows_per_s", b"rows_per_s", "server_numerics", b"server_numerics", "spec", b"spec", "started", b"started", "state", b"state", "step", b"step", "stop_reason", b"stop_reason", "validation_accuracy", b"validation_accuracy", "validation_loss", b"validation_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_loss", b"_loss", "_remaining_s", b"_remaining_s", "_validation_accuracy", b"_validation_accuracy", "_validation_loss", b"_validation_loss", "attempt", b"attempt", "created", b"created", "data_fingerprint", b"data_fingerprint", "digest", b"digest", "epoch", b"epoch", "error_type", b"error_type", "finished", b"finished", "id", b"id", "loss", b"loss", "message", b"message", "num_epochs", b"num_epochs", "num_rows", b"num_rows", "num_steps", b"num_steps", "num_validation_rows", b"num_validation_rows", "num_workers", b"num_workers", "numerics", b"numerics", "phase", b"phase", "remaining_s", b"remaining_s", "reproducible", b"reproducible", "rows_per_s", b"rows_per_s", "server_numerics", b"server_numerics", "spec", b"spec", "start_version", b"start_version", "started", b"started", "started_from_job", b"started_from_job", "state", b"state", "step", b"step", "stop_reason", b"stop_reason", "validation_accuracy", b"validation_accuracy", "validation_fingerprint", b"validation_fingerprint", "validation_loss", b"validation_loss"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__loss: _TypeAlias = typing.Literal["loss"]  # noqa: Y015
     _WhichOneofArgType__loss: _TypeAlias = typing.Literal["_loss", b"_loss"]  # noqa: Y015
@@ -542,6 +564,138 @@ class Job(message.Message):
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__validation_accuracy) -> _WhichOneofReturnType__validation_accuracy | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__validation_loss) -> _WhichOneofReturnType__validation_loss | None: ...
+
+@typing.final
+class Ledger(message.Message):
+    """Digests of the parameters, in order of version."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def entries(self) -> containers.RepeatedCompositeFieldContainer[LedgerEntry]:
+        """One for every version whose digest was recorded."""
+
+    def __init__(
+        self,
+        *,
+        entries: abc.Iterable[LedgerEntry] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["entries", b"entries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class LedgerEntry(message.Message):
+    """The digest of one version, and what it was computed with."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
+    ENDS_EPOCH_FIELD_NUMBER: builtins.int
+    ATTEMPT_FIELD_NUMBER: builtins.int
+    NUMERICS_FIELD_NUMBER: builtins.int
+    SERVER_NUMERICS_FIELD_NUMBER: builtins.int
+    version: builtins.int
+    """The version."""
+    digest: builtins.str
+    """SHA-256 of the parameters, in hexadecimal."""
+    ends_epoch: builtins.bool
+    """Whether an epoch ended with this version."""
+    attempt: builtins.int
+    """The attempt that computed it."""
+    @builtins.property
+    def numerics(self) -> numerics_pb2.NumericsFingerprint:
+        """The numerics of the workers."""
+
+    @builtins.property
+    def server_numerics(self) -> numerics_pb2.NumericsFingerprint:
+        """The numerics of the server."""
+
+    def __init__(
+        self,
+        *,
+        version: builtins.int = ...,
+        digest: builtins.str = ...,
+        ends_epoch: builtins.bool = ...,
+        attempt: builtins.int = ...,
+        numerics: numerics_pb2.NumericsFingerprint | None = ...,
+        server_numerics: numerics_pb2.NumericsFingerprint | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["numerics", b"numerics", "server_numerics", b"server_numerics"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["attempt", b"attempt", "digest", b"digest", "ends_epoch", b"ends_epoch", "numerics", b"numerics", "server_numerics", b"server_numerics", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class CheckpointList(message.Message):
+    """The checkpoints of a job, oldest first."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    CHECKPOINTS_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def checkpoints(self) -> containers.RepeatedCompositeFieldContainer[CheckpointInfo]:
+        """Those that are kept."""
+
+    def __init__(
+        self,
+        *,
+        checkpoints: abc.Iterable[CheckpointInfo] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["checkpoints", b"checkpoints"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class CheckpointInfo(message.Message):
+    """A checkpoint that is kept."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    STEP_IN_EPOCH_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    TIME_FIELD_NUMBER: builtins.int
+    VALIDATION_LOSS_FIELD_NUMBER: builtins.int
+    version: builtins.int
+    """The version."""
+    epoch: builtins.int
+    """Epochs done."""
+    step_in_epoch: builtins.int
+    """Steps done of the epoch under way."""
+    size_bytes: builtins.int
+    """Size of its file."""
+    validation_loss: builtins.float
+    """Validation loss of the last evaluation at or before this version; absent before the first."""
+    @builtins.property
+    def time(self) -> timestamp_pb2.Timestamp:
+        """When it was written."""
+
+    def __init__(
+        self,
+        *,
+        version: builtins.int = ...,
+        epoch: builtins.int = ...,
+        step_in_epoch: builtins.int = ...,
+        size_bytes: builtins.int = ...,
+        time: timestamp_pb2.Timestamp | None = ...,
+        validation_loss: builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["_validation_loss", b"_validation_loss", "time", b"time", "validation_loss", b"validation_loss"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_validation_loss", b"_validation_loss", "epoch", b"epoch", "size_bytes", b"size_bytes", "step_in_epoch", b"step_in_epoch", "time", b"time", "validation_loss", b"validation_loss", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__validation_loss: _TypeAlias = typing.Literal["validation_loss"]  # noqa: Y015
+    _WhichOneofArgType__validation_loss: _TypeAlias = typing.Literal["_validation_loss", b"_validation_loss"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__validation_loss) -> _WhichOneofReturnType__validation_loss | None: ...
 
 @typing.final

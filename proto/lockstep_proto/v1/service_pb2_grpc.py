@@ -80,6 +80,16 @@ class JobServiceStub(object):
                 request_serializer=lockstep__proto_dot_v1_dot_service__pb2.JobRequest.SerializeToString,
                 response_deserializer=lockstep__proto_dot_v1_dot_service__pb2.History.FromString,
                 _registered_method=True)
+        self.GetLedger = channel.unary_stream(
+                '/lockstep.v1.JobService/GetLedger',
+                request_serializer=lockstep__proto_dot_v1_dot_service__pb2.JobRequest.SerializeToString,
+                response_deserializer=lockstep__proto_dot_v1_dot_service__pb2.Ledger.FromString,
+                _registered_method=True)
+        self.ListCheckpoints = channel.unary_unary(
+                '/lockstep.v1.JobService/ListCheckpoints',
+                request_serializer=lockstep__proto_dot_v1_dot_service__pb2.JobRequest.SerializeToString,
+                response_deserializer=lockstep__proto_dot_v1_dot_service__pb2.CheckpointList.FromString,
+                _registered_method=True)
         self.DownloadModel = channel.unary_stream(
                 '/lockstep.v1.JobService/DownloadModel',
                 request_serializer=lockstep__proto_dot_v1_dot_service__pb2.DownloadModelRequest.SerializeToString,
@@ -160,6 +170,20 @@ class JobServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetLedger(self, request, context):
+        """The recorded digests of the parameters in pieces, by version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCheckpoints(self, request, context):
+        """The checkpoints that are kept of a job, oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DownloadModel(self, request, context):
         """The model as a safetensors file, in pieces.
         """
@@ -221,6 +245,16 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.GetHistory,
                     request_deserializer=lockstep__proto_dot_v1_dot_service__pb2.JobRequest.FromString,
                     response_serializer=lockstep__proto_dot_v1_dot_service__pb2.History.SerializeToString,
+            ),
+            'GetLedger': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetLedger,
+                    request_deserializer=lockstep__proto_dot_v1_dot_service__pb2.JobRequest.FromString,
+                    response_serializer=lockstep__proto_dot_v1_dot_service__pb2.Ledger.SerializeToString,
+            ),
+            'ListCheckpoints': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCheckpoints,
+                    request_deserializer=lockstep__proto_dot_v1_dot_service__pb2.JobRequest.FromString,
+                    response_serializer=lockstep__proto_dot_v1_dot_service__pb2.CheckpointList.SerializeToString,
             ),
             'DownloadModel': grpc.unary_stream_rpc_method_handler(
                     servicer.DownloadModel,
@@ -477,6 +511,60 @@ class JobService(object):
             '/lockstep.v1.JobService/GetHistory',
             lockstep__proto_dot_v1_dot_service__pb2.JobRequest.SerializeToString,
             lockstep__proto_dot_v1_dot_service__pb2.History.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLedger(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/lockstep.v1.JobService/GetLedger',
+            lockstep__proto_dot_v1_dot_service__pb2.JobRequest.SerializeToString,
+            lockstep__proto_dot_v1_dot_service__pb2.Ledger.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCheckpoints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lockstep.v1.JobService/ListCheckpoints',
+            lockstep__proto_dot_v1_dot_service__pb2.JobRequest.SerializeToString,
+            lockstep__proto_dot_v1_dot_service__pb2.CheckpointList.FromString,
             options,
             channel_credentials,
             insecure,

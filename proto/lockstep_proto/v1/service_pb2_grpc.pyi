@@ -53,6 +53,10 @@ class JobServiceStub:
     """The job now, and again whenever it changes, until it has ended; and its events."""
     GetHistory: _grpc.UnaryStreamMultiCallable[_service_pb2.JobRequest, _service_pb2.History]
     """The recorded history in pieces, each the next rows of all its lists."""
+    GetLedger: _grpc.UnaryStreamMultiCallable[_service_pb2.JobRequest, _service_pb2.Ledger]
+    """The recorded digests of the parameters in pieces, by version."""
+    ListCheckpoints: _grpc.UnaryUnaryMultiCallable[_service_pb2.JobRequest, _service_pb2.CheckpointList]
+    """The checkpoints that are kept of a job, oldest first."""
     DownloadModel: _grpc.UnaryStreamMultiCallable[_service_pb2.DownloadModelRequest, _service_pb2.FilePiece]
     """The model as a safetensors file, in pieces."""
     GetCluster: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetClusterRequest, _service_pb2.Cluster]
@@ -83,6 +87,10 @@ class JobServiceAsyncStub(JobServiceStub):
     """The job now, and again whenever it changes, until it has ended; and its events."""
     GetHistory: _aio.UnaryStreamMultiCallable[_service_pb2.JobRequest, _service_pb2.History]  # type: ignore[assignment]
     """The recorded history in pieces, each the next rows of all its lists."""
+    GetLedger: _aio.UnaryStreamMultiCallable[_service_pb2.JobRequest, _service_pb2.Ledger]  # type: ignore[assignment]
+    """The recorded digests of the parameters in pieces, by version."""
+    ListCheckpoints: _aio.UnaryUnaryMultiCallable[_service_pb2.JobRequest, _service_pb2.CheckpointList]  # type: ignore[assignment]
+    """The checkpoints that are kept of a job, oldest first."""
     DownloadModel: _aio.UnaryStreamMultiCallable[_service_pb2.DownloadModelRequest, _service_pb2.FilePiece]  # type: ignore[assignment]
     """The model as a safetensors file, in pieces."""
     GetCluster: _aio.UnaryUnaryMultiCallable[_service_pb2.GetClusterRequest, _service_pb2.Cluster]  # type: ignore[assignment]
@@ -164,6 +172,22 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_service_pb2.History], _abc.AsyncIterator[_service_pb2.History]]:
         """The recorded history in pieces, each the next rows of all its lists."""
+
+    @_abc_1.abstractmethod
+    def GetLedger(
+        self,
+        request: _service_pb2.JobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_service_pb2.Ledger], _abc.AsyncIterator[_service_pb2.Ledger]]:
+        """The recorded digests of the parameters in pieces, by version."""
+
+    @_abc_1.abstractmethod
+    def ListCheckpoints(
+        self,
+        request: _service_pb2.JobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.CheckpointList, _abc.Awaitable[_service_pb2.CheckpointList]]:
+        """The checkpoints that are kept of a job, oldest first."""
 
     @_abc_1.abstractmethod
     def DownloadModel(

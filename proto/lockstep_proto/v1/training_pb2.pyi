@@ -36,6 +36,8 @@ class _WorkKindEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_WorkKind.Valu
     """Gradients on training shards."""
     WORK_KIND_EVALUATE: _WorkKind.ValueType  # 3
     """Sums on validation shards."""
+    WORK_KIND_EXAMINE: _WorkKind.ValueType  # 4
+    """Gradients on training shards, leaf by leaf, to find the first that is not finite; answered by a Finding."""
 
 class WorkKind(_WorkKind, metaclass=_WorkKindEnumTypeWrapper):
     """What a worker does with a version."""
@@ -48,6 +50,8 @@ WORK_KIND_STEP: WorkKind.ValueType  # 2
 """Gradients on training shards."""
 WORK_KIND_EVALUATE: WorkKind.ValueType  # 3
 """Sums on validation shards."""
+WORK_KIND_EXAMINE: WorkKind.ValueType  # 4
+"""Gradients on training shards, leaf by leaf, to find the first that is not finite; answered by a Finding."""
 
 @typing.final
 class WorkerMessage(message.Message):
@@ -60,6 +64,7 @@ class WorkerMessage(message.Message):
     HEARTBEAT_FIELD_NUMBER: builtins.int
     LEAVING_FIELD_NUMBER: builtins.int
     FAILURE_FIELD_NUMBER: builtins.int
+    FINDING_FIELD_NUMBER: builtins.int
     @builtins.property
     def chunk(self) -> NodeChunk:
         """A piece of a node's value."""
@@ -80,6 +85,10 @@ class WorkerMessage(message.Message):
     def failure(self) -> WorkerFailure:
         """It cannot compute."""
 
+    @builtins.property
+    def finding(self) -> Finding:
+        """What an examination of its shards has found."""
+
     def __init__(
         self,
         *,
@@ -88,12 +97,13 @@ class WorkerMessage(message.Message):
         heartbeat: Heartbeat | None = ...,
         leaving: WorkerLeaving | None = ...,
         failure: WorkerFailure | None = ...,
+        finding: Finding | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "failure", b"failure", "heartbeat", b"heartbeat", "hello", b"hello", "kind", b"kind", "leaving", b"leaving"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "failure", b"failure", "finding", b"finding", "heartbeat", b"heartbeat", "hello", b"hello", "kind", b"kind", "leaving", b"leaving"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "failure", b"failure", "heartbeat", b"heartbeat", "hello", b"hello", "kind", b"kind", "leaving", b"leaving"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "failure", b"failure", "finding", b"finding", "heartbeat", b"heartbeat", "hello", b"hello", "kind", b"kind", "leaving", b"leaving"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = typing.Literal["chunk", "hello", "heartbeat", "leaving", "failure"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = typing.Literal["chunk", "hello", "heartbeat", "leaving", "failure", "finding"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -107,6 +117,7 @@ class ServerMessage(message.Message):
     WELCOME_FIELD_NUMBER: builtins.int
     WORK_FIELD_NUMBER: builtins.int
     GOODBYE_FIELD_NUMBER: builtins.int
+    HEARTBEAT_FIELD_NUMBER: builtins.int
     @builtins.property
     def chunk(self) -> ParameterChunk:
         """A piece of the parameters."""
@@ -123,6 +134,10 @@ class ServerMessage(message.Message):
     def goodbye(self) -> Goodbye:
         """Nothing follows: the worker closes the stream."""
 
+    @builtins.property
+    def heartbeat(self) -> Heartbeat:
+        """Nothing new, still here. A worker that hears nothing for a lease dials again."""
+
     def __init__(
         self,
         *,
@@ -130,12 +145,13 @@ class ServerMessage(message.Message):
         welcome: Welcome | None = ...,
         work: Work | None = ...,
         goodbye: Goodbye | None = ...,
+        heartbeat: Heartbeat | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "goodbye", b"goodbye", "kind", b"kind", "welcome", b"welcome", "work", b"work"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "kind", b"kind", "welcome", b"welcome", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "goodbye", b"goodbye", "kind", b"kind", "welcome", b"welcome", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "kind", b"kind", "welcome", b"welcome", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = typing.Literal["chunk", "welcome", "work", "goodbye"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = typing.Literal["chunk", "welcome", "work", "goodbye", "heartbeat"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -322,6 +338,46 @@ class WorkerFailure(message.Message):
     _ClearFieldArgType: _TypeAlias = typing.Literal["error_type", b"error_type", "message", b"message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class Finding(message.Message):
+    """The answer to an examination."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    RANGES_FIELD_NUMBER: builtins.int
+    SHARD_FIELD_NUMBER: builtins.int
+    LAYER_FIELD_NUMBER: builtins.int
+    attempt: builtins.int
+    """The attempt it belongs to."""
+    step: builtins.int
+    """The step that was computed again."""
+    shard: builtins.int
+    """The first of these shards whose loss or gradient is not finite; absent if all are finite."""
+    layer: builtins.int
+    """The layer l (2..L, the last first) whose gradient is not finite; 0 if it is the loss."""
+    @builtins.property
+    def ranges(self) -> containers.RepeatedCompositeFieldContainer[ShardRange]:
+        """The shards that were examined."""
+
+    def __init__(
+        self,
+        *,
+        attempt: builtins.int = ...,
+        step: builtins.int = ...,
+        ranges: abc.Iterable[ShardRange] | None = ...,
+        shard: builtins.int | None = ...,
+        layer: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["_shard", b"_shard", "shard", b"shard"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_shard", b"_shard", "attempt", b"attempt", "layer", b"layer", "ranges", b"ranges", "shard", b"shard", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__shard: _TypeAlias = typing.Literal["shard"]  # noqa: Y015
+    _WhichOneofArgType__shard: _TypeAlias = typing.Literal["_shard", b"_shard"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__shard) -> _WhichOneofReturnType__shard | None: ...
 
 @typing.final
 class Welcome(message.Message):
@@ -542,22 +598,30 @@ class DataLoaded(message.Message):
     JOB_ID_FIELD_NUMBER: builtins.int
     NUM_ROWS_FIELD_NUMBER: builtins.int
     NUM_VALIDATION_ROWS_FIELD_NUMBER: builtins.int
+    DATA_FINGERPRINT_FIELD_NUMBER: builtins.int
+    VALIDATION_FINGERPRINT_FIELD_NUMBER: builtins.int
     job_id: builtins.str
     """The job."""
     num_rows: builtins.int
     """Rows of training data."""
     num_validation_rows: builtins.int
     """Rows of validation data; 0 without any."""
+    data_fingerprint: builtins.str
+    """Fingerprint of the training data, shard by shard."""
+    validation_fingerprint: builtins.str
+    """The same for the validation data; empty without any."""
     def __init__(
         self,
         *,
         job_id: builtins.str = ...,
         num_rows: builtins.int = ...,
         num_validation_rows: builtins.int = ...,
+        data_fingerprint: builtins.str = ...,
+        validation_fingerprint: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["job_id", b"job_id", "num_rows", b"num_rows", "num_validation_rows", b"num_validation_rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["data_fingerprint", b"data_fingerprint", "job_id", b"job_id", "num_rows", b"num_rows", "num_validation_rows", b"num_validation_rows", "validation_fingerprint", b"validation_fingerprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -648,6 +712,7 @@ class JobOrder(message.Message):
     JOB_ID_FIELD_NUMBER: builtins.int
     SPEC_FIELD_NUMBER: builtins.int
     NUM_WORKERS_FIELD_NUMBER: builtins.int
+    GIVEN_UP_FIELD_NUMBER: builtins.int
     job_id: builtins.str
     """The job."""
     num_workers: builtins.int
@@ -656,15 +721,20 @@ class JobOrder(message.Message):
     def spec(self) -> job_pb2.JobSpec:
         """Its spec, with its defaults filled in."""
 
+    @builtins.property
+    def given_up(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Workers that the server has given up: their processes, should they still be there, are to be ended and replaced."""
+
     def __init__(
         self,
         *,
         job_id: builtins.str = ...,
         spec: job_pb2.JobSpec | None = ...,
         num_workers: builtins.int = ...,
+        given_up: abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["job_id", b"job_id", "num_workers", b"num_workers", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["given_up", b"given_up", "job_id", b"job_id", "num_workers", b"num_workers", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
