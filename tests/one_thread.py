@@ -80,6 +80,7 @@ class OneThreadCluster:
             attempt=attempt,
             start=start or version_0(spec),
             lease_s=2.0,
+            checkpoint_s=1e9,
             now=self.now,
         )
 

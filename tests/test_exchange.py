@@ -47,6 +47,12 @@ class Listener:
     def epoch(self, record):
         self.epochs.append(record)
 
+    def version(self, kept):
+        pass
+
+    def gave_up(self, worker_id):
+        pass
+
     def changed(self):
         pass
 
@@ -81,6 +87,7 @@ class Host:
             initial=None,
             listener=self.listener,
             lease_s=2.0,
+            checkpoint_s=1e9,
             numerics=self.numerics,
             metrics=Metrics(),
         )

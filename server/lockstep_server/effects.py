@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lockstep_proto.v1 import service_pb2
-from lockstep_server.records import EpochRecord, Outcome, StepRecord
+from lockstep_server.records import EpochRecord, KeptVersion, Outcome, StepRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,17 @@ class EpochDone:
 
 
 @dataclass(frozen=True, slots=True)
+class Keep:
+    """Keep this version."""
+
+    kept: KeptVersion
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
-    """Nothing follows: say goodbye to all workers."""
+    """Nothing follows: say goodbye to all workers; if it rewinds, only close their streams, so that they dial again."""
 
     outcome: Outcome
 
 
-Effect = Send | Forget | Dismiss | Notice | StepDone | EpochDone | Ended
+Effect = Send | Forget | Dismiss | Notice | StepDone | EpochDone | Keep | Ended

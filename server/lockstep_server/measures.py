@@ -42,7 +42,7 @@ class Measures:
             value = getattr(record, name)
             if not math.isnan(value):
                 self.latest[name] = value
-        weight_norms = norms.layer_norms(update.layout, update.parameters())
+        weight_norms = norms.layer_norms(update.layout, update.parameters.flat())
         self._metrics.norms(self._job_id, update.layer_norms, weight_norms)
         self._metrics.epoch(self._job_id, record)
 

@@ -20,6 +20,11 @@ class Outbox:
         self._messages.append((version, message))
         self._filled.set()
 
+    def put_if_empty(self, version: int, message: bytes) -> None:
+        """Queue a message unless others wait, which say as much."""
+        if not self._messages and not self._closing:
+            self.put(version, message)
+
     def behind(self, version: int) -> bool:
         """Whether a message of `version` would be one version too many."""
         return bool(self._messages) and version - self._messages[0][0] >= MAX_VERSIONS
@@ -28,11 +33,14 @@ class Outbox:
         """Throw away what is queued."""
         self._messages.clear()
 
-    def close(self, message: bytes) -> None:
-        """Queue the last message, unless there is one already."""
-        if not self._closing:
+    def close(self, message: bytes | None) -> None:
+        """Queue the last message, or none, unless that has been done already."""
+        if self._closing:
+            return
+        self._closing = True
+        self._filled.set()
+        if message is not None:
             self.put(-1, message)
-            self._closing = True
 
     async def drain(self) -> AsyncIterator[bytes]:
         """Yield the messages as they come, until the last one."""

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from lockstep_proto.v1 import service_pb2
+from lockstep_server.checkpoints import Checkpoint
+from lockstep_server.parameters import Parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +42,22 @@ class EpochRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptVersion:
+    """A version at which an epoch ended or a checkpoint is due, or both. `checkpoint` is there only when one is due."""
+
+    version: int
+    ends_epoch: bool
+    parameters: Parameters
+    checkpoint: Checkpoint | None
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a training ended; PAUSED for one that can be taken up again."""
+    """How a training ended.
+
+    PAUSED is for one that is taken up again when a person wants it; RUNNING for one that rewinds: it is taken up again
+    at once, from its newest checkpoint.
+    """
 
     state: service_pb2.JobState.ValueType
     stop_reason: service_pb2.StopReason.ValueType = service_pb2.STOP_REASON_UNSPECIFIED
@@ -60,6 +76,12 @@ class RunListener(Protocol):
 
     def epoch(self, record: EpochRecord) -> None:
         """Take an epoch."""
+
+    def version(self, kept: KeptVersion) -> None:
+        """Take a version that is to be kept, and tell `JobRun.checkpoint_written` when its checkpoint is done with."""
+
+    def gave_up(self, worker_id: str) -> None:
+        """Take note that a worker was given up for good; its process is to be ended if it is still there."""
 
     def changed(self) -> None:
         """Take note that phase or workers have changed."""

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from typing import Any
 
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from lockstep_proto.codec import NodeChunk
 from lockstep_proto.v1 import job_pb2, numerics_pb2, service_pb2, training_pb2
 from lockstep_server.checkpoints import Checkpoint
 from lockstep_server.crew import TICKS_PER_LEASE
-from lockstep_server.effects import Dismiss, Effect, Ended, EpochDone, Forget, Notice, Send, StepDone
+from lockstep_server.effects import Dismiss, Effect, Ended, EpochDone, Forget, Keep, Notice, Send, StepDone
 from lockstep_server.initial import initial_parameters
 from lockstep_server.measures import Measures
 from lockstep_server.metrics import Metrics
@@ -42,6 +42,8 @@ class JobRun:
         initial: Array | None,
         listener: RunListener,
         lease_s: float,
+        checkpoint_s: float,
+        expelled: Collection[str] = (),
         numerics: numerics_pb2.NumericsFingerprint | None,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
@@ -56,11 +58,13 @@ class JobRun:
             attempt=attempt,
             start=start or _version_0(spec, initial),
             lease_s=lease_s,
+            checkpoint_s=checkpoint_s,
             now=clock(),
         )
         self._clock = clock
         self._lease_s = lease_s
         self._listener = listener
+        self.expelled = set(expelled)  # workers that are not taken in again; the fleet ends their processes
         self.measures = Measures(job_id, metrics, clock())
         self._outboxes: dict[str, Outbox] = {}
         self._infos: dict[str, service_pb2.WorkerInfo] = {}
@@ -112,6 +116,10 @@ class JobRun:
         """Return the parameters with the lowest validation loss, None before the first evaluation."""
         return self.training.best()
 
+    def checkpoint_written(self) -> None:
+        """Take note that the checkpoint that was due is on disk, or has failed."""
+        self.training.keeping.written()
+
     # What people and the server ask for.
 
     def stop(self) -> None:
@@ -141,11 +149,10 @@ class JobRun:
         self, hello: training_pb2.WorkerHello, messages: AsyncIterator[Any], write: "Callable[[bytes], Any]"
     ) -> None:
         """Exchange messages with one worker until either side has had enough."""
-        difference = self._compare_numerics(hello)
-        if difference:
-            text = f"worker {hello.worker_id} is refused: its numerics differ from the job's in {difference}"
-            self._listener.event(service_pb2.SEVERITY_WARNING, text)
-            await write(_goodbye(text, refused=True))
+        refusal = self._refusal(hello)
+        if refusal:
+            self._listener.event(service_pb2.SEVERITY_WARNING, refusal)
+            await write(_goodbye(refusal, refused=True))
             return
         outbox = self._outboxes[hello.worker_id] = Outbox()
         self._infos[hello.worker_id] = service_pb2.WorkerInfo(
@@ -207,6 +214,13 @@ class JobRun:
             else:
                 self.end(outcome)
 
+    def _refusal(self, hello: training_pb2.WorkerHello) -> str | None:
+        """Why a worker may not compute for the job, if so."""
+        if hello.worker_id in self.expelled:
+            return f"worker {hello.worker_id} is refused: it was given up before; another takes its place"
+        difference = self._compare_numerics(hello)
+        return difference and f"worker {hello.worker_id} is refused: its numerics differ from the job's in {difference}"
+
     def _compare_numerics(self, hello: training_pb2.WorkerHello) -> str | None:
         if self.numerics is None:
             self.numerics = hello.numerics
@@ -234,6 +248,8 @@ class JobRun:
                 self.measures.speed.look(self._clock())
                 self._carry(self.training.tick(self._clock()))
                 self._workers_changed()
+                for outbox in self._outboxes.values():
+                    outbox.put_if_empty(self.training.version, _HEARTBEAT)
 
     def _carry(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -246,6 +262,8 @@ class JobRun:
                 case EpochDone(record):
                     self.measures.epoch_done(record, self.training.update)
                     self._listener.epoch(record)
+                case Keep(kept):
+                    self._listener.version(kept)
                 case Notice(severity, message):
                     self._listener.event(severity, message)
                 case Forget(worker_id):
@@ -253,10 +271,14 @@ class JobRun:
                 case Dismiss(worker_id, reason, refused):
                     if worker_id in self._outboxes:
                         self._outboxes[worker_id].close(_goodbye(reason, refused=refused))
+                    self.expelled.add(worker_id)
+                    self._listener.gave_up(worker_id)
                 case Ended(outcome):
                     self.close()
+                    rewinds = outcome.state == service_pb2.JOB_STATE_RUNNING
+                    goodbye = None if rewinds else _goodbye("the job has ended", refused=False)
                     for outbox in self._outboxes.values():  # those of workers that were given up, too
-                        outbox.close(_goodbye("the job has ended", refused=False))
+                        outbox.close(goodbye)
                     self.measures.count(self.training)
                     self._listener.ended(outcome)
 
@@ -286,6 +308,9 @@ def _version_0(spec: job_pb2.JobSpec, initial: Array | None) -> Checkpoint:
         best=None,
         progress=Progress().to_dict(),
     )
+
+
+_HEARTBEAT = training_pb2.ServerMessage(heartbeat=training_pb2.Heartbeat()).SerializeToString()
 
 
 async def _write(welcome: bytes, outbox: Outbox, write: "Callable[[bytes], Any]") -> None:

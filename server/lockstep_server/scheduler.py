@@ -130,6 +130,7 @@ class Scheduler:
 
     def _supervise(self, record: JobRecord) -> Supervisor:
         supervisor = self._supervisors[record.id] = Supervisor(record, self._tools)
+        supervisor.on_gave_up = self.rearrange
         task = asyncio.get_running_loop().create_task(self._until_concluded(supervisor))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -158,10 +159,19 @@ class Scheduler:
     def _orders(self, granted: dict[str, int]) -> training_pb2.FleetOrders:
         return training_pb2.FleetOrders(
             jobs=[
-                training_pb2.JobOrder(job_id=job_id, spec=self._record(job_id).spec, num_workers=num_workers)
+                training_pb2.JobOrder(
+                    job_id=job_id,
+                    spec=self._record(job_id).spec,
+                    num_workers=num_workers,
+                    given_up=self._given_up(job_id),
+                )
                 for job_id, num_workers in granted.items()
             ],
         )
+
+    def _given_up(self, job_id: str) -> list[str]:
+        run = self.run(job_id)
+        return [] if run is None else sorted(run.expelled)
 
     def _name_phases(self) -> None:
         claims = self._claims()

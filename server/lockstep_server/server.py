@@ -114,7 +114,12 @@ class Server:
                 self._state.jobs / job_id,
                 keep_checkpoints=self._settings.keep_checkpoints,
             ),
-            make_run=functools.partial(JobRun, lease_s=self._settings.lease_s, metrics=self._metrics),
+            make_run=functools.partial(
+                JobRun,
+                lease_s=self._settings.lease_s,
+                checkpoint_s=self._settings.checkpoint_s,
+                metrics=self._metrics,
+            ),
             metrics=self._metrics,
             numerics=self._numerics,
             clock=time.time,

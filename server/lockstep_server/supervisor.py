@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lockstep_proto.v1 import service_pb2
@@ -11,7 +12,7 @@ from lockstep_server.errors import DiskFullError, ServerError, StorageError
 from lockstep_server.job_record import JobRecord
 from lockstep_server.keeper import Keeper, SavedModel
 from lockstep_server.lifecycle import ENDED, State, name
-from lockstep_server.records import EpochRecord, Outcome, StepRecord
+from lockstep_server.records import EpochRecord, KeptVersion, Outcome, StepRecord
 from lockstep_server.taking_up import CannotTakeUpError, check_numerics, read_initial_parameters
 from lockstep_server.tools import Tools
 
@@ -48,6 +49,7 @@ class Supervisor:
         self._concluded = asyncio.Event()
         self._saved: SavedModel | None = None
         self._seen_workers: set[str] = set()
+        self.on_gave_up: Callable[[], None] = lambda: None
         if record.job.num_rows:  # known from an earlier attempt: its workers may be redialling already
             self._loaded.set_result(None)
 
@@ -254,6 +256,15 @@ class Supervisor:
         if not self.concluding:
             self._tools.journal.epoch(self.record.id, record)
             self.record.touch()
+
+    def version(self, kept: KeptVersion) -> None:
+        """A version is to be kept."""
+        if kept.checkpoint is not None and self.run is not None:
+            self.run.checkpoint_written()  # housekeeping writes them
+
+    def gave_up(self, worker_id: str) -> None:
+        """A worker was given up: the fleet is to hear of it."""
+        self.on_gave_up()
 
     def changed(self) -> None:
         """Its phase or its workers changed."""

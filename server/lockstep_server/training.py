@@ -16,9 +16,11 @@ from lockstep_proto.v1 import job_pb2, service_pb2, training_pb2
 from lockstep_server.assignment import Range, assign, deal
 from lockstep_server.checkpoints import Checkpoint
 from lockstep_server.crew import Crew, WorkerView
-from lockstep_server.effects import Dismiss, Effect, Ended, EpochDone, Forget, Notice, Send, StepDone
+from lockstep_server.effects import Dismiss, Effect, Ended, EpochDone, Forget, Keep, Notice, Send, StepDone
+from lockstep_server.keeping import Keeping
+from lockstep_server.parameters import Parameters
 from lockstep_server.progress import Plan, Progress, describe_stop, stop_reason
-from lockstep_server.records import Outcome, StepRecord
+from lockstep_server.records import KeptVersion, Outcome, StepRecord
 from lockstep_server.reduction import DuplicateValueError, NotANodeError, Reduction, Value
 from lockstep_server.rounds import Round, check_size
 from lockstep_server.update import NotFiniteError, ParameterUpdate
@@ -38,6 +40,7 @@ class Training:
         attempt: int,
         start: Checkpoint,
         lease_s: float,
+        checkpoint_s: float,
         now: float,
     ) -> None:
         self.spec = spec
@@ -51,7 +54,8 @@ class Training:
             parameters=start.parameters,
             state=start.optimizer_state or None,
         )
-        self._best: list[bytes] | None = None
+        self.keeping = Keeping(spec.checkpoints, checkpoint_s, start.version, now)
+        self._best: Parameters | None = None
         self._start_best = start.best
         self.workers = Crew(lease_s, now)
         self.num_duplicates = 0
@@ -86,7 +90,7 @@ class Training:
             version=self.version,
             epoch=self.progress.epoch,
             step_in_epoch=self.progress.step_in_epoch,
-            parameters=self.update.parameters(),
+            parameters=self.update.parameters.flat(),
             optimizer_state=self.update.optimizer_state(),
             best=self.best(),
             progress=self.progress.to_dict(),
@@ -94,7 +98,7 @@ class Training:
 
     def best(self) -> Array | None:
         """Return the parameters with the lowest validation loss so far, None before the first evaluation."""
-        return self._start_best if self._best is None else self.update.decode(self._best)
+        return self._start_best if self._best is None else self._best.flat()
 
     # Events.
 
@@ -183,11 +187,12 @@ class Training:
     def _advance(self, now: float) -> list[Effect]:
         if self.ended:
             return []
-        if self._halt is not None:
-            return self._end(self._halt)
         effects: list[Effect] = []
         if self.progress.evaluation_due and self.plan.num_validation_rows == 0:
             effects.append(EpochDone(self.progress.epoch_done(None, 0.0, labels=self._labels)))
+        effects += self._keep(now)
+        if self._halt is not None:
+            return effects + self._end(self._halt)
         reason = stop_reason(self.spec, self.plan, self.progress, self.version)
         if reason is not None and not self.progress.evaluation_due:
             message = describe_stop(self.spec, self.progress, reason)
@@ -199,6 +204,16 @@ class Training:
         self._waiting_since_s = None
         evaluate = self.progress.evaluation_due
         return effects + self._begin(training_pb2.WORK_KIND_EVALUATE if evaluate else training_pb2.WORK_KIND_STEP, now)
+
+    def _keep(self, now: float) -> list[Effect]:
+        """Keep a new version where that is due; one that is to be evaluated is kept when it has been."""
+        if self.progress.evaluation_due or not self.keeping.is_new(self.version):
+            return []
+        ends_epoch = self.progress.step_in_epoch == 0
+        checkpoint = self.checkpoint() if self.keeping.take_checkpoint(self.version, now) else None
+        if not ends_epoch and checkpoint is None:
+            return []
+        return [Keep(KeptVersion(self.version, ends_epoch, self.update.parameters, checkpoint))]
 
     def _begin(self, kind: training_pb2.WorkKind.ValueType, now: float) -> list[Effect]:
         reduction = self._evaluations if kind == training_pb2.WORK_KIND_EVALUATE else self._steps
@@ -278,7 +293,7 @@ class Training:
             return self._fail(service_pb2.ERROR_TYPE_NOT_FINITE, message)
         record = self.progress.epoch_done(sums, now - current.started_s, labels=self._labels)
         if self.progress.improves(record.validation_loss):
-            self._best = self.update.messages  # immutable, and replaced as a whole by the next version
+            self._best = self.update.parameters
         self._round = None
         return [EpochDone(record), *self._advance(now)]
 
@@ -312,7 +327,7 @@ class Training:
         if worker.synced:
             return []
         worker.synced = True
-        return [Send([worker.worker_id], self.version, message) for message in self.update.messages]
+        return [Send([worker.worker_id], self.version, message) for message in self.update.parameters.messages]
 
     def _made_so_far(self, worker: WorkerView) -> list[Effect]:
         """Send the chunks of the next version that the others have been sent already."""

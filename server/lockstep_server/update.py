@@ -17,6 +17,7 @@ from lockstep_proto.layout import Chunking, Layout, clip_slices
 from lockstep_proto.v1 import job_pb2
 from lockstep_server import norms, penalties
 from lockstep_server.optimizers import State, optimizer_from_spec
+from lockstep_server.parameters import Parameters
 from lockstep_server.schedules import learning_rate
 
 Array = npt.NDArray[Any]
@@ -61,9 +62,8 @@ class ParameterUpdate:
         size = self.layout.num_parameters if self._clip_norm else max(chunk.hi - chunk.lo for chunk in self._chunks)
         self._gradient = np.empty(size, self.layout.dtype)
         self._out = np.empty(max(chunk.hi - chunk.lo for chunk in self._chunks), self.layout.dtype)
-        self.messages = [
-            self._encode(version, i, parameters[chunk.lo : chunk.hi]) for i, chunk in enumerate(self._chunks)
-        ]
+        messages = [self._encode(version, i, parameters[chunk.lo : chunk.hi]) for i, chunk in enumerate(self._chunks)]
+        self.parameters = Parameters(self.layout, messages)
         self.measure_layers = False
         self.layer_norms: list[float] = []
         self._begin()
@@ -83,7 +83,7 @@ class ParameterUpdate:
         Raises NotFiniteError before anything of the chunk is touched.
         """
         chunk = self._chunks[chunk_index]
-        w = self._view(self.messages[chunk_index])
+        w = self.parameters.chunk(chunk_index)
         g = self._gradient[chunk.lo : chunk.hi] if self._clip_norm else self._gradient[: chunk.hi - chunk.lo]
         np.divide(gradient_sum, self.layout.dtype.type(weight), out=g)
         penalty = self._spec.penalty
@@ -105,14 +105,14 @@ class ParameterUpdate:
         norm = self.gradient_norm()
         if norm > self._clip_norm:
             self._gradient *= self.layout.dtype.type(self._clip_norm / norm)
-        views = ((i, self._view(self.messages[i]), self._gradient[c.lo : c.hi]) for i, c in enumerate(self._chunks))
+        views = ((i, self.parameters.chunk(i), self._gradient[c.lo : c.hi]) for i, c in enumerate(self._chunks))
         return [self._update(i, w, g) for i, w, g in views]
 
     def commit(self) -> None:
         """Make the next version, which is whole, the present one."""
         if self.measure_layers:
             self.layer_norms = [math.sqrt(squares) for squares in self._layer_squares]
-        self.messages = [message for message in self.next_messages if message is not None]
+        self.parameters = Parameters(self.layout, [message for message in self.next_messages if message is not None])
         self._state, self._next_state = self._next_state, self._state
         self.version += 1
         self._begin()
@@ -124,14 +124,6 @@ class ParameterUpdate:
     def penalty(self) -> float:
         """Return the penalties' share of Q at the present version. All chunks must have been applied."""
         return norms.total(block for blocks in self._penalties for block in blocks)
-
-    def parameters(self) -> Array:
-        """Return a copy of the present version as one flat vector."""
-        return self.decode(self.messages)
-
-    def decode(self, messages: list[bytes]) -> Array:
-        """Return the parameters that the messages of one version carry."""
-        return np.concatenate([self._view(message) for message in messages])
 
     def optimizer_state(self) -> State:
         """Return a copy of the optimizer state of the present version."""
@@ -156,9 +148,6 @@ class ParameterUpdate:
 
     def _encode(self, version: int, chunk_index: int, values: Array) -> bytes:
         return codec.encode_parameter_chunk(codec.ParameterChunk(self._attempt, version, chunk_index, values.data))
-
-    def _view(self, message: bytes) -> Array:
-        return np.frombuffer(message, self.layout.dtype, offset=codec.PARAMETERS_HEADER_BYTES)
 
     def _name_not_finite(self, chunk: _Chunk, g: Array) -> str:
         element = chunk.lo + int(np.argmin(np.isfinite(g)))

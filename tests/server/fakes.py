@@ -84,6 +84,7 @@ class FakeRun:
         self.best_parameters: np.ndarray[Any, Any] | None = None
         self.asked: list[str] = []
         self.closed = False
+        self.expelled: set[str] = set()
 
     @property
     def phase(self) -> str:
