@@ -18,6 +18,7 @@ import safetensors
 import safetensors.numpy
 from google.protobuf import json_format
 
+from lockstep_proto import failpoints
 from lockstep_proto.layout import Layout, digest
 from lockstep_proto.model_file import sorted_header
 from lockstep_proto.v1 import job_pb2
@@ -123,10 +124,18 @@ def _write(path: Path, tensors: Mapping[str, Array], metadata: dict[str, str]) -
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.writelines(sorted_header(safetensors.numpy.save(contiguous, metadata)))
+            failpoints.hit("server.file.begun")
+            header, content = sorted_header(safetensors.numpy.save(contiguous, metadata))
+            file.writelines([header, content[: len(content) // 2]])
             file.flush()
+            failpoints.hit("server.file.half_written")
+            file.write(content[len(content) // 2 :])
+            file.flush()
+            failpoints.hit("server.file.written")
             os.fsync(file.fileno())
+        failpoints.hit("server.file.synced")
         temporary.rename(path)
+        failpoints.hit("server.file.renamed")
     finally:
         temporary.unlink(missing_ok=True)
     directory = os.open(path.parent, os.O_RDONLY)

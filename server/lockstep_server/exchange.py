@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 
-from lockstep_proto import codec
+from lockstep_proto import codec, failpoints
 from lockstep_server.run import JobRun
 
 
@@ -22,6 +22,7 @@ class ExchangeServicer:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be a hello")
         if first.hello.num_cpus < 1:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a worker has at least one CPU")
+        failpoints.hit("server.exchange.hello")
         run = self._find_run(first.hello.job_id)
         if run is None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"job {first.hello.job_id} does not run now")

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import grpc
 
+from lockstep_proto import failpoints
 from lockstep_proto.v1 import training_pb2, training_pb2_grpc
 from lockstep_server.fleet_link import Attachment
 from lockstep_server.scheduler import Scheduler
@@ -32,6 +33,7 @@ class FleetService(training_pb2_grpc.FleetServiceServicer):
         try:
             async with translated(context):
                 async for orders in attachment.orders():
+                    failpoints.hit("server.fleet.orders")
                     yield orders
                 if attachment.replaced:
                     await context.abort(
@@ -52,6 +54,7 @@ class FleetService(training_pb2_grpc.FleetServiceServicer):
             attachment.close()
 
     def _hear(self, message: training_pb2.FleetMessage) -> None:
+        failpoints.hit("server.fleet.heard")
         match message.WhichOneof("kind"):
             case "resources":
                 self._scheduler.resources(message.resources)

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from lockstep_proto import failpoints
 from lockstep_proto.layout import Layout, digest
 from lockstep_proto.v1 import service_pb2
 from lockstep_proto.v1.job_pb2 import JobSpec
@@ -26,8 +27,10 @@ class JobFiles:
         """Write a checkpoint, drop the oldest; returns its size in bytes. Raises DiskFullError or StorageError."""
         path = self._checkpoints / f"{checkpoint.version:012d}.safetensors"
         with storage_errors(f"write checkpoint {path.name}"):
+            failpoints.hit("server.checkpoint.begun")
             self._checkpoints.mkdir(parents=True, exist_ok=True)
             checkpoints.write(path, spec, checkpoint)
+            failpoints.hit("server.checkpoint.written")
             for old in self._newest_first()[self._keep :]:
                 old.unlink()
             return path.stat().st_size
@@ -47,10 +50,12 @@ class JobFiles:
         Raises DiskFullError or StorageError; the checkpoints then stay.
         """
         with storage_errors("save the model"):
+            failpoints.hit("server.models.begun")
             self._directory.mkdir(parents=True, exist_ok=True)
             checkpoints.write_model(self._path(Which.WHICH_MODEL_LAST), spec, checkpoint.parameters)
             if checkpoint.best is not None:
                 checkpoints.write_model(self._path(Which.WHICH_MODEL_BEST), spec, checkpoint.best)
+            failpoints.hit("server.models.written")
             shutil.rmtree(self._checkpoints, ignore_errors=True)
         return digest(Layout.from_spec(spec), checkpoint.parameters)
 

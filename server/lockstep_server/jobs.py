@@ -5,6 +5,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from pathlib import Path
 
+from lockstep_proto import failpoints
 from lockstep_proto.spec import Violation, check, complete
 from lockstep_proto.v1 import job_pb2, service_pb2
 from lockstep_server.directory import Directory
@@ -101,6 +102,7 @@ class Jobs:
             record.move(State.JOB_STATE_PENDING, self._tools.clock())
             record.job.message = ""
             self._event(record, "resumed")
+            failpoints.hit("server.job.resumed")
             self._scheduler.rearrange()
             await self._tools.journal.try_flush()
         return self.snapshot(record)
@@ -115,6 +117,7 @@ class Jobs:
             return 0
         self._directory.remove(record)
         await self._tools.journal.delete(record.id)
+        failpoints.hit("server.job.deleted")
         record.deleted = True
         record.touch()
         needed = {upload_id for other in self._directory for upload_id in other.uploads}
@@ -162,6 +165,7 @@ class Jobs:
         violations = check(spec) or self._missing_uploads(spec)
         if violations:
             raise InvalidSpecError(violations)
+        failpoints.hit("server.submit.received")
         record = JobRecord(self._new_job(request_id, spec))
         self._tools.journal.job(record.stored())
         self._event(record, "submitted")
@@ -170,6 +174,7 @@ class Jobs:
         except ServerError:
             self._tools.journal.drop(record.id)
             raise
+        failpoints.hit("server.submit.stored")
         self._directory.add(record)
         self._tools.uploads.claim(record.uploads)
         self._scheduler.rearrange()

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from lockstep_proto import failpoints
 from lockstep_proto.v1 import service_pb2
 from lockstep_server.errors import DiskFullError, StorageError
 from lockstep_server.records import EpochRecord, StepRecord
@@ -54,6 +55,7 @@ class Journal:
     async def flush(self) -> None:
         """Return when all rows so far are on disk. Raises DiskFullError or StorageError."""
         async with self._writing:
+            failpoints.hit("server.journal.flush")
             batch, self._batch = self._batch, Batch()
             try:
                 if batch:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from lockstep_proto import numerics
+from lockstep_proto import failpoints, numerics
 from lockstep_proto.codec import NodeChunk
 from lockstep_proto.v1 import job_pb2, numerics_pb2, service_pb2, training_pb2
 from lockstep_server.checkpoints import Checkpoint
@@ -175,8 +175,10 @@ class JobRun:
         async for message in messages:
             with self._defects_end_it():
                 if isinstance(message, NodeChunk):
+                    failpoints.hit("server.exchange.read")
                     self.measures.num_bytes_in += len(message.data)
                     self._carry(self.training.chunk_received(worker_id, message, self._clock()))
+                    failpoints.hit("server.exchange.taken_in")
                 elif self._said(worker_id, message):
                     return
 
@@ -245,6 +247,7 @@ class JobRun:
         while True:
             await asyncio.sleep(self._lease_s / TICKS_PER_LEASE)
             with self._defects_end_it():
+                failpoints.hit("server.run.tick")
                 self.measures.speed.look(self._clock())
                 self._carry(self.training.tick(self._clock()))
                 self._workers_changed()
@@ -257,6 +260,7 @@ class JobRun:
                 case Send():
                     self._send(effect)
                 case StepDone(record):
+                    failpoints.hit("server.step.done")
                     self.measures.step_done(record)
                     self._listener.step(record)
                 case EpochDone(record):
@@ -274,6 +278,7 @@ class JobRun:
                     self.expelled.add(worker_id)
                     self._listener.gave_up(worker_id)
                 case Ended(outcome):
+                    failpoints.hit("server.run.ended")
                     self.close()
                     rewinds = outcome.state == service_pb2.JOB_STATE_RUNNING
                     goodbye = None if rewinds else _goodbye("the job has ended", refused=False)
@@ -316,6 +321,7 @@ _HEARTBEAT = training_pb2.ServerMessage(heartbeat=training_pb2.Heartbeat()).Seri
 async def _write(welcome: bytes, outbox: Outbox, write: "Callable[[bytes], Any]") -> None:
     await write(welcome)
     async for message in outbox.drain():
+        failpoints.hit("server.exchange.write")
         await write(message)
 
 

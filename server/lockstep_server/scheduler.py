@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from lockstep_proto import failpoints
 from lockstep_proto.v1 import service_pb2, training_pb2
 from lockstep_server import queue
 from lockstep_server.deadlines import Deadlines
@@ -124,6 +125,7 @@ class Scheduler:
 
     def _begin(self, record: JobRecord) -> None:
         record.move(RUNNING, self._tools.clock())
+        failpoints.hit("server.job.begun")
         self._metrics.job_changed(record.id, "RUNNING")
         self._tools.journal.job(record.stored())
         self._supervise(record).event(INFO, "running")

@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
-from lockstep_proto import channels
+from lockstep_proto import channels, failpoints
 from lockstep_proto.numerics import fingerprint
 from lockstep_proto.v1 import service_pb2, service_pb2_grpc, training_pb2, training_pb2_grpc
 from lockstep_server import cluster
@@ -44,6 +44,7 @@ class Server:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._state = StateDir(settings.state_dir)
+        failpoints.hit("server.start.locked")
         try:
             store = Store(self._state.database)
         except BaseException:
@@ -88,18 +89,21 @@ class Server:
         except BaseException:
             await self.stop()
             raise
+        failpoints.hit("server.start.ready")
         self._scheduler.start()
         self._housekeeper = asyncio.create_task(self._housekeeping.run())
         self.serving = True
 
     async def stop(self) -> None:
         """Checkpoint what runs, end all calls and let go of ports and state directory."""
+        failpoints.hit("server.halt.begun")
         self.serving = False
         self._jobs.close()
         await self._health.enter_graceful_shutdown()
         if self._housekeeper is not None:
             self._housekeeper.cancel()
         await self._scheduler.halt()
+        failpoints.hit("server.halt.kept")
         await self._grpc.stop(GRACE_S)
         if self._http is not None:
             self._http.stop()

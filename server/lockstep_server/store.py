@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lockstep_proto import failpoints
 from lockstep_proto.v1 import service_pb2
 from lockstep_server.records import EpochRecord, StepRecord
 from lockstep_server.schema import open_database
@@ -131,6 +132,8 @@ class Store:
                     for key, r in batch.epochs.items()
                 ],
             )
+            failpoints.hit("server.store.written")
+        failpoints.hit("server.store.committed")
 
     def delete(self, job_id: str) -> None:
         """Remove a job with its events and history."""

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from lockstep_proto import failpoints
 from lockstep_proto.v1 import service_pb2
 from lockstep_server.checkpoints import Checkpoint
 from lockstep_server.errors import DiskFullError, ServerError, StorageError
@@ -141,6 +142,7 @@ class Supervisor:
             log.exception("a defect ended the job", extra={"job": self.record.id})
             outcome = self._failure(service_pb2.ERROR_TYPE_INTERNAL, f"a defect in Lockstep: {error!r}")
         self._take_over(outcome)
+        failpoints.hit("server.job.concluded")
         await self._tools.journal.try_flush()
         self._concluded.set()
 
@@ -164,6 +166,7 @@ class Supervisor:
         job.server_numerics.CopyFrom(self._tools.numerics)
         self._tools.journal.job(self.record.stored())
         await self._tools.journal.try_flush()  # no later server may give this number to another attempt
+        failpoints.hit("server.job.attempt_stored")
         if not self.concluding:
             self._run(start, initial)
 
@@ -183,6 +186,7 @@ class Supervisor:
         )
 
     async def _save(self, outcome: Outcome) -> Outcome:
+        failpoints.hit("server.job.saving")
         self.record.job.phase = "saving"
         self.record.touch()
         if outcome.state == State.JOB_STATE_PAUSED:

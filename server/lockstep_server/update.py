@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lockstep_proto import codec
+from lockstep_proto import codec, failpoints
 from lockstep_proto.layout import Chunking, Layout, clip_slices
 from lockstep_proto.v1 import job_pb2
 from lockstep_server import norms, penalties
@@ -82,6 +82,7 @@ class ParameterUpdate:
 
         Raises NotFiniteError before anything of the chunk is touched.
         """
+        failpoints.hit("server.update.chunk")
         chunk = self._chunks[chunk_index]
         w = self.parameters.chunk(chunk_index)
         g = self._gradient[chunk.lo : chunk.hi] if self._clip_norm else self._gradient[: chunk.hi - chunk.lo]

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from lockstep_proto import failpoints
 from lockstep_server.disk import storage_errors
 from lockstep_server.errors import InvalidRequestError, UploadDamagedError, UploadNotFoundError, UploadTooLargeError
 
@@ -124,6 +125,7 @@ class Incoming:
             )
         self._hash.update(data)
         with storage_errors(f"store upload {self._target.name}"):
+            failpoints.hit("server.upload.piece")
             write_all(self._file.fileno(), data)
 
     def keep(self) -> int:
@@ -141,6 +143,7 @@ class Incoming:
             os.fsync(self._file.fileno())
             self._temporary.replace(self._target)
             sync_directory(self._target.parent)
+            failpoints.hit("server.upload.kept")
         return self._uploads.find(self._target.name)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lockstep_proto import tree
+from lockstep_proto import failpoints, tree
 from lockstep_proto.codec import NodeChunk, Sums
 from lockstep_proto.layout import Chunking
 from lockstep_proto.tree import Node
@@ -83,9 +83,11 @@ class Engine:
 
     def _gradients(self, task: Task, views: Any, backprop: Backprop, shards: Iterator[int]) -> None:
         for shard in shards:
+            failpoints.hit("worker.shard")
             gradient = self._node_sums.buffer()
 
             def layer_done(layer: int, sums: Sums, shard: int = shard, gradient: Any = gradient) -> None:
+                failpoints.hit("worker.layer")
                 self._node_sums.layer_done(shard, layer, gradient, sums)
 
             backprop.gradient(views, self._batch(task, shard), gradient.views, layer_done)

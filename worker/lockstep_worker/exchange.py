@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from lockstep_proto import channels, codec, numerics
+from lockstep_proto import channels, codec, failpoints, numerics
 from lockstep_proto.codec import NodeChunk, ParameterChunk
 from lockstep_proto.v1 import service_pb2, training_pb2
 from lockstep_worker.engine import Engine
@@ -66,6 +66,7 @@ class Worker:
         """Serve the job. Return why it ended."""
         attempt = 0
         while not self._leaving.is_set():
+            failpoints.hit("worker.dial")
             with channels.connect(self._server) as channel:
                 self._session = _Session(channel, self._hello, self._engine, self._leaving)
                 try:
@@ -112,6 +113,7 @@ class _Session:
 
     def serve(self) -> str:
         """Work off what the server sends. Return the reason of its goodbye; raise RpcError if the stream breaks."""
+        failpoints.hit("worker.hello")
         reader = threading.Thread(target=self._read, name="reader", daemon=True)
         reader.start()
         try:
@@ -131,6 +133,7 @@ class _Session:
     def _read(self) -> None:
         try:
             for message in self._call:
+                failpoints.hit("worker.read")
                 if not isinstance(message, ParameterChunk) and message.WhichOneof("kind") == "work":
                     self._newest_version = max(self._newest_version, message.work.version)
                 self._incoming.put(message)
@@ -144,12 +147,15 @@ class _Session:
         for message in self._messages():
             if isinstance(message, ParameterChunk):
                 assert following is not None
+                failpoints.hit("worker.chunk")
                 following.chunk(message)
                 continue
             kind = message.WhichOneof("kind")
             if kind == "goodbye":
+                failpoints.hit("worker.goodbye")
                 return str(message.goodbye.reason)
             if kind == "welcome":
+                failpoints.hit("worker.welcome")
                 self.welcomed = True
                 engine = self._make_engine(message.welcome)
                 following = Following(message.welcome.spec, message.welcome.chunk_elements)
@@ -159,6 +165,7 @@ class _Session:
                 assert following is not None
                 self._compute(engine, following, message.work)
         self._send(leaving=training_pb2.WorkerLeaving())
+        failpoints.hit("worker.leaving")
         return "told to leave"
 
     def _messages(self) -> Iterator[Any]:
@@ -177,7 +184,9 @@ class _Session:
         if task is None or self._superseded(task.version):
             return
         try:
+            failpoints.hit("worker.work")
             engine.run(task, following.parameters, self._emit, lambda: self._superseded(task.version))
+            failpoints.hit("worker.sent")
         except Exception as error:
             logger.exception("cannot compute step %d", task.version)
             message = f"a worker cannot compute step {task.version}: {type(error).__name__}: {error}"
@@ -188,6 +197,7 @@ class _Session:
         return self._newest_version > version or self._leaving.is_set()
 
     def _emit(self, chunk: NodeChunk) -> None:
+        failpoints.hit("worker.send")
         self._outgoing.put(codec.encode_node_chunk(chunk))
 
     def _send(self, **kind: Any) -> None:
@@ -201,6 +211,7 @@ class _Session:
             if not self._call.add_callback(done.set):
                 return  # the call has ended already
             while not done.wait(period_s):
+                failpoints.hit("worker.heartbeat")
                 self._outgoing.put(heartbeat)
 
         threading.Thread(target=beat, name="heartbeat", daemon=True).start()

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from lockstep_proto import failpoints
 from lockstep_proto.v1 import job_pb2, training_pb2
 from lockstep_worker.actor import WorkerActor
 from lockstep_worker.fleet import AskToLeave, Effect, Fleet, ForgetData, KillWorker, LoadData, StartWorker, Tell
@@ -56,7 +57,7 @@ class FleetDriver:
         link = FleetLink(
             self._server,
             lambda stream: self._post(lambda: self._connected(stream)),
-            lambda orders: self._post(lambda: self._carry(self._fleet.ordered(orders.jobs, time.monotonic()))),
+            lambda orders: self._post(lambda: self._orders_came(orders)),
             self._give_way,
         )
         tick_s = time.monotonic() + TICK_S
@@ -86,6 +87,7 @@ class FleetDriver:
         self._events.put(event)
 
     def _tick(self) -> None:
+        failpoints.hit("fleet.tick")
         self._ticks_since_look += 1
         if self._ticks_since_look > LOST_TICKS:
             raise RayGoneError(f"no answer for {LOST_TICKS * TICK_S:g} s")
@@ -93,8 +95,13 @@ class FleetDriver:
 
     def _connected(self, stream: FleetStream) -> None:
         log.info("connected to the server at %s", self._server)
+        failpoints.hit("fleet.connected")
         self._stream = stream
         self._carry(self._fleet.connected())
+
+    def _orders_came(self, orders: training_pb2.FleetOrders) -> None:
+        failpoints.hit("fleet.orders")
+        self._carry(self._fleet.ordered(orders.jobs, time.monotonic()))
 
     # The cluster
 
@@ -102,6 +109,7 @@ class FleetDriver:
         """Look at the cluster again and again, in a thread of its own: when Ray is gone, a look never returns."""
         while True:
             time.sleep(LOOK_S)
+            failpoints.hit("fleet.look")
             try:
                 nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
             except Exception as error:
@@ -133,6 +141,7 @@ class FleetDriver:
                     self._start(job_id, worker_id)
                 case AskToLeave(worker_id):
                     log.info("a worker is to leave worker=%s", worker_id)
+                    failpoints.hit("fleet.leave")
                     self._actors[worker_id].leave.remote()
                 case KillWorker(worker_id):
                     actor = self._actors.pop(worker_id, None)
@@ -140,10 +149,12 @@ class FleetDriver:
                         ray.kill(actor)
                 case Tell(message):
                     if self._stream is not None:
+                        failpoints.hit("fleet.tell")
                         self._stream.send(message)
 
     def _load(self, job_id: str, spec: job_pb2.JobSpec) -> None:
         log.info("loading data job=%s", job_id)
+        failpoints.hit("fleet.load")
         self._loadings[job_id] = Loading(
             spec,
             server=self._server,
@@ -154,6 +165,7 @@ class FleetDriver:
         self._loadings[job_id].start()
 
     def _data_came(self, job_id: str, found: JobData | Failure) -> list[Effect]:
+        failpoints.hit("fleet.loaded")
         del self._loadings[job_id]
         if isinstance(found, Failure):
             log.warning("no data: %s job=%s", found.message, job_id)
@@ -172,14 +184,17 @@ class FleetDriver:
 
     def _start(self, job_id: str, worker_id: str) -> None:
         log.info("starting a worker job=%s worker=%s", job_id, worker_id)
+        failpoints.hit("fleet.start")
         data = self._data[job_id]
         # two calls at once, so that `leave` is heard while `run` runs
         options = WorkerActor.options(num_cpus=self._cpus_per_worker, max_restarts=0, max_concurrency=2)
         actor = self._actors[worker_id] = options.remote(worker_id, self._cpus_per_worker)
         ended = actor.run.remote(job_id, self._server, data.training, data.validation).future()
+        failpoints.hit("fleet.started")
         ended.add_done_callback(lambda future: self._post(lambda: self._ended(job_id, worker_id, future)))
 
     def _ended(self, job_id: str, worker_id: str, future: Any) -> None:
+        failpoints.hit("fleet.ended")
         error = future.exception()
         reason = None if error is None else in_words(error)
         log.info("a worker ended: %s job=%s worker=%s", reason or future.result(), job_id, worker_id)

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from lockstep_proto import failpoints
 from lockstep_proto.v1 import job_pb2, service_pb2
 from lockstep_worker.dataset import Dataset
 from lockstep_worker.describe import describe
@@ -95,6 +96,7 @@ def load(place: Place, dataset: Dataset, lo: int, hi: int) -> Iterator[Shard | L
     """Yield the shards lo..hi−1, and last a Loaded or Failure. After a failure it takes the place of the shards."""
     num_yielded, num_rows, has_weight = 0, 0, False
     try:
+        failpoints.hit("fleet.task")
         for shard in _here(place, dataset).shards(lo, hi):
             yield shard
             num_yielded += 1
