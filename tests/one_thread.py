@@ -152,6 +152,7 @@ def version_0(spec):
         step_in_epoch=0,
         parameters=parameters,
         optimizer_state={},
+        num_updates=0,
         best=None,
         progress=Progress().to_dict(),
     )

@@ -41,6 +41,7 @@ class Checkpoint:
     step_in_epoch: int
     parameters: Array
     optimizer_state: dict[str, Array]
+    num_updates: int  # that the optimizer state has seen
     best: Array | None
     progress: dict[str, Any]
 
@@ -55,6 +56,7 @@ def write(path: Path, spec: job_pb2.JobSpec, checkpoint: Checkpoint) -> None:
         "version": checkpoint.version,
         "epoch": checkpoint.epoch,
         "step_in_epoch": checkpoint.step_in_epoch,
+        "num_updates": checkpoint.num_updates,
         "progress": checkpoint.progress,
     }
     metadata = {
@@ -78,6 +80,7 @@ def read(path: Path) -> Checkpoint:
         step_in_epoch=position["step_in_epoch"],
         parameters=tensors["parameters"],
         optimizer_state=state,
+        num_updates=position["num_updates"],
         best=tensors.get("best"),
         progress=position["progress"],
     )

@@ -310,6 +310,7 @@ def _version_0(spec: job_pb2.JobSpec, initial: Array | None) -> Checkpoint:
         step_in_epoch=0,
         parameters=initial_parameters(spec) if initial is None else initial,
         optimizer_state={},
+        num_updates=0,
         best=None,
         progress=Progress().to_dict(),
     )

@@ -53,6 +53,7 @@ class Training:
             version=start.version,
             parameters=start.parameters,
             state=start.optimizer_state or None,
+            num_updates=start.num_updates,
         )
         self.keeping = Keeping(spec.checkpoints, checkpoint_s, start.version, now)
         self._best: Parameters | None = None
@@ -92,6 +93,7 @@ class Training:
             step_in_epoch=self.progress.step_in_epoch,
             parameters=self.update.parameters.flat(),
             optimizer_state=self.update.optimizer_state(),
+            num_updates=self.update.num_updates,
             best=self.best(),
             progress=self.progress.to_dict(),
         )

@@ -46,13 +46,21 @@ class ParameterUpdate:
     """The parameters and optimizer state of one version, and what there is of the next."""
 
     def __init__(
-        self, spec: job_pb2.JobSpec, *, attempt: int, version: int, parameters: Array, state: State | None
+        self,
+        spec: job_pb2.JobSpec,
+        *,
+        attempt: int,
+        version: int,
+        parameters: Array,
+        state: State | None,
+        num_updates: int,
     ) -> None:
         self._spec = spec
         self.layout = Layout.from_spec(spec)
         self.chunking = chunking_of(self.layout)
         self._attempt = attempt
         self.version = version
+        self.num_updates = num_updates  # that the optimizer state has seen
         self._optimizer = optimizer_from_spec(spec.optimizer)
         self._state = state or self._optimizer.init(self.layout.num_parameters, self.layout.dtype)
         self._next_state = {name: np.empty_like(values) for name, values in self._state.items()}
@@ -116,6 +124,7 @@ class ParameterUpdate:
         self.parameters = Parameters(self.layout, [message for message in self.next_messages if message is not None])
         self._state, self._next_state = self._next_state, self._state
         self.version += 1
+        self.num_updates += 1
         self._begin()
 
     def gradient_norm(self) -> float:
@@ -142,7 +151,7 @@ class ParameterUpdate:
         for name, values in state.items():
             values[:] = self._state[name][chunk.lo : chunk.hi]
         out = self._out[: chunk.hi - chunk.lo]
-        self._optimizer.update(out, w, g, state, self.learning_rate, self.version, chunk.weights)
+        self._optimizer.update(out, w, g, state, self.learning_rate, self.num_updates, chunk.weights)
         message = self._encode(self.version + 1, chunk_index, out)
         self.next_messages[chunk_index] = message
         return message

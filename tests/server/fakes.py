@@ -116,7 +116,7 @@ class FakeRun:
 
     def checkpoint(self) -> Checkpoint:
         parameters = np.full(NUM_PARAMETERS, self.step, np.float32)
-        return Checkpoint(self.step, 0, self.step, parameters, {}, self.best_parameters, {})
+        return Checkpoint(self.step, 0, self.step, parameters, {}, self.step, self.best_parameters, {})
 
 
 class FakeMetrics:

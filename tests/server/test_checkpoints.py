@@ -28,13 +28,14 @@ def make(best=True):
         step_in_epoch=2,
         parameters=vector(0),
         optimizer_state={"m": vector(1), "s": vector(2)},
+        num_updates=14,
         best=vector(3) if best else None,
         progress={"epoch": 3, "best_validation_loss": None, "epoch_loss": 0.1},
     )
 
 
 def same(a, b):
-    for name in ("version", "epoch", "step_in_epoch", "progress"):
+    for name in ("version", "epoch", "step_in_epoch", "num_updates", "progress"):
         assert getattr(a, name) == getattr(b, name)
     assert a.parameters.tobytes() == b.parameters.tobytes()
     assert a.optimizer_state.keys() == b.optimizer_state.keys()
@@ -88,7 +89,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
 
 def test_arrays_that_are_not_contiguous_are_saved_as_they_read(tmp_path):
     every_other = np.arange(2 * SIZE, dtype=np.float32)[::2]
-    checkpoint = Checkpoint(1, 0, 1, every_other, {"v": np.asfortranarray(vector(1).reshape(2, -1))}, None, {})
+    checkpoint = Checkpoint(1, 0, 1, every_other, {"v": np.asfortranarray(vector(1).reshape(2, -1))}, 1, None, {})
     checkpoints.write(tmp_path / "c.safetensors", SPEC, checkpoint)
     found = checkpoints.read(tmp_path / "c.safetensors")
     np.testing.assert_array_equal(found.parameters, every_other)
