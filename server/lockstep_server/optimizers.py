@@ -38,7 +38,9 @@ class Optimizer:
 def sgd() -> Optimizer:
     """Gradient descent, w ← w − η g: the source text's own (Feng 2018; Cauchy 1847)."""
 
-    def update(out: Array, w: Array, g: Array, state: State, lr: float, num_updates: int, weights: Sequence[slice]) -> None:
+    def update(
+        out: Array, w: Array, g: Array, state: State, lr: float, num_updates: int, weights: Sequence[slice]
+    ) -> None:
         np.multiply(g, lr, out=g)
         np.subtract(w, g, out=out)
 
@@ -48,7 +50,9 @@ def sgd() -> Optimizer:
 def momentum(mu: float) -> Optimizer:
     """Heavy ball: v ← μ v + g, w ← w − η v. Polyak (1964), in the form in which η scales v, not g."""
 
-    def update(out: Array, w: Array, g: Array, state: State, lr: float, num_updates: int, weights: Sequence[slice]) -> None:
+    def update(
+        out: Array, w: Array, g: Array, state: State, lr: float, num_updates: int, weights: Sequence[slice]
+    ) -> None:
         v = state["v"]
         np.multiply(v, mu, out=v)
         np.add(v, g, out=v)
@@ -64,7 +68,9 @@ def nesterov(mu: float) -> Optimizer:
     Nesterov (1983), in the form of Sutskever et al. (2013) with w at the looked-ahead point.
     """
 
-    def update(out: Array, w: Array, g: Array, state: State, lr: float, num_updates: int, weights: Sequence[slice]) -> None:
+    def update(
+        out: Array, w: Array, g: Array, state: State, lr: float, num_updates: int, weights: Sequence[slice]
+    ) -> None:
         v = state["v"]
         np.multiply(v, mu, out=v)
         np.add(v, g, out=v)
@@ -79,7 +85,9 @@ def nesterov(mu: float) -> Optimizer:
 def adagrad(epsilon: float) -> Optimizer:
     """AdaGrad: s ← s + g², w ← w − η g / (√s + ε). Duchi, Hazan and Singer (2011), diagonal form."""
 
-    def update(out: Array, w: Array, g: Array, state: State, lr: float, num_updates: int, weights: Sequence[slice]) -> None:
+    def update(
+        out: Array, w: Array, g: Array, state: State, lr: float, num_updates: int, weights: Sequence[slice]
+    ) -> None:
         s = state["s"]
         np.multiply(g, g, out=out)
         np.add(s, out, out=s)
@@ -91,7 +99,9 @@ def adagrad(epsilon: float) -> Optimizer:
 def rmsprop(decay: float, epsilon: float) -> Optimizer:
     """RMSProp: s ← ρ s + (1 − ρ) g², w ← w − η g / (√s + ε). Tieleman and Hinton, lecture 6.5 (2012), ε outside."""
 
-    def update(out: Array, w: Array, g: Array, state: State, lr: float, num_updates: int, weights: Sequence[slice]) -> None:
+    def update(
+        out: Array, w: Array, g: Array, state: State, lr: float, num_updates: int, weights: Sequence[slice]
+    ) -> None:
         s = state["s"]
         _mean_square(s, g, decay, out)
         _scaled_step(out, w, g, s, lr, epsilon)
@@ -107,7 +117,9 @@ def adam(beta1: float, beta2: float, epsilon: float, weight_decay: float = 0.0) 
     Hutter (2019), algorithm 2, with η as the schedule's factor.
     """
 
-    def update(out: Array, w: Array, g: Array, state: State, lr: float, num_updates: int, weights: Sequence[slice]) -> None:
+    def update(
+        out: Array, w: Array, g: Array, state: State, lr: float, num_updates: int, weights: Sequence[slice]
+    ) -> None:
         m, s = state["m"], state["s"]
         c1, c2 = 1.0 - beta1 ** (num_updates + 1), 1.0 - beta2 ** (num_updates + 1)
         _mean_square(s, g, beta2, out)
