@@ -109,7 +109,7 @@ class Scheduler:
     def data_loaded(self, told: training_pb2.DataLoaded) -> None:
         """The fleet has loaded a job's data."""
         if told.job_id in self._supervisors:
-            self._supervisors[told.job_id].data_loaded(told.num_rows, told.num_validation_rows)
+            self._supervisors[told.job_id].data_loaded(told)
 
     def data_failed(self, told: training_pb2.DataFailed) -> None:
         """The fleet cannot load a job's data."""

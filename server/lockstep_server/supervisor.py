@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lockstep_proto import failpoints
-from lockstep_proto.v1 import service_pb2
+from lockstep_proto.v1 import service_pb2, training_pb2
 from lockstep_server.checkpoints import Checkpoint
+from lockstep_server.data_change import DATA_FIELDS, data_change
 from lockstep_server.errors import DiskFullError, ServerError, StorageError
 from lockstep_server.job_record import JobRecord
 from lockstep_server.keeper import Keeper, SavedModel
@@ -66,22 +67,18 @@ class Supervisor:
         """Whether the fleet has yet to load the data."""
         return not self._loaded.done()
 
-    def data_loaded(self, num_rows: int, num_validation_rows: int) -> None:
+    def data_loaded(self, told: training_pb2.DataLoaded) -> None:
         """The fleet has the job's data. Data that changed between two attempts end the job."""
         job = self.record.job
-        counts = (num_rows, num_validation_rows)
-        known = (job.num_rows, job.num_validation_rows)
         if not self._loaded.done():
-            job.num_rows, job.num_validation_rows = counts
-            self.event(INFO, f"data loaded: {num_rows} rows, {num_validation_rows} for validation")
+            for field in DATA_FIELDS:
+                setattr(job, field, getattr(told, field))
+            self.event(INFO, f"data loaded: {job.num_rows} rows, {job.num_validation_rows} for validation")
             self._loaded.set_result(None)
             self._tools.journal.job(self.record.stored())
-        elif known != counts:
-            self.fail(
-                service_pb2.ERROR_TYPE_DATA_INVALID,
-                f"the data changed while the job was under way: {known[0]} rows and {known[1]} for validation before, "
-                f"{counts[0]} and {counts[1]} now; submit it again",
-            )
+        elif changed := data_change(job, told):
+            message = f"the data changed while the job was under way: {changed}; submit it again"
+            self.fail(service_pb2.ERROR_TYPE_DATA_INVALID, message)
 
     def worker_exited(self, worker_id: str, message: str) -> None:
         """A worker's process ended. The run has warned already of one that it knew."""

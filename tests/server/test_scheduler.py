@@ -192,10 +192,54 @@ def test_data_loaded_again_are_expected_to_be_the_same(tmp_path: Path) -> None:
         server.scheduler.data_loaded(training_pb2.DataLoaded(job_id=job_id, num_rows=101))
         job = await server.state(job_id, FAILED)
         assert job.error_type == service_pb2.ERROR_TYPE_DATA_INVALID
-        assert "the data changed while the job was under way: 100 rows" in job.message
+        words = "100 rows and 0 for validation before, 101 and 0 now"
+        assert job.message == f"the data changed while the job was under way: {words}; submit it again"
         assert job.digest == digest_of_version(2)  # what it had is kept
 
     play(tmp_path, scene)
+
+
+def test_a_job_knows_the_fingerprints_of_its_data(tmp_path: Path) -> None:
+    async def scene(server: Bench) -> None:
+        server.fleet(1)
+        job_id = await server.submit()
+        server.scheduler.data_loaded(loaded(job_id))
+        await server.running(job_id)
+        job = server.jobs.get(job_id)
+        assert (job.data_fingerprint, job.validation_fingerprint) == ("abc" * 20, "def" * 20)
+
+    play(tmp_path, scene)
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("data_fingerprint", "the training data have other values in as many rows (fingerprint abcabcabcabc, now xyz)"),
+        (
+            "validation_fingerprint",
+            "the validation data have other values in as many rows (fingerprint defdefdefdef, now xyz)",
+        ),
+    ],
+)
+def test_a_file_changed_in_place_ends_a_job_when_it_is_taken_up_again(tmp_path: Path, field: str, words: str) -> None:
+    async def scene(server: Bench) -> None:
+        server.fleet(1)
+        job_id = await server.submit()
+        server.scheduler.data_loaded(loaded(job_id))
+        (await server.running(job_id)).train(2)
+        await server.jobs.pause(job_id)
+        await server.jobs.resume(job_id)
+        server.scheduler.data_loaded(loaded(job_id, **{field: "xyz"}))
+        job = await server.state(job_id, FAILED)
+        assert job.error_type == service_pb2.ERROR_TYPE_DATA_INVALID
+        assert job.message == f"the data changed while the job was under way: {words}; submit it again"
+
+    play(tmp_path, scene)
+
+
+def loaded(job_id: str, **changes: str) -> training_pb2.DataLoaded:
+    fields = {"data_fingerprint": "abc" * 20, "validation_fingerprint": "def" * 20} | changes
+    return training_pb2.DataLoaded(job_id=job_id, num_rows=100, num_validation_rows=10, **fields)
 
 
 def test_a_workers_end_is_a_warning_unless_the_run_has_warned_of_it(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ class Driven:
         return self.carry(self.fleet.ordered([order(*item) for item in jobs.items()], self.now))
 
     def loaded(self, job_id):
-        return self.carry(self.fleet.data_loaded(job_id, 100, 10, self.now))
+        return self.carry(self.fleet.data_loaded(loaded_message(job_id).data_loaded, self.now))
 
     def ended(self, worker_id, error=None):
         return self.carry(self.fleet.worker_ended(worker_id, error, self.now))

@@ -9,7 +9,9 @@ import pytest
 
 from lockstep_proto.v1 import service_pb2
 from lockstep_worker import loading, uploads
-from lockstep_worker.loading import Failure, JobData, Loaded, Loading, Place, load, outline, parts
+from lockstep_worker.errors import DataError
+from lockstep_worker.fingerprint import fingerprint_data, fingerprint_shard
+from lockstep_worker.loading import Failure, JobData, Loaded, Loading, Place, Shards, load, outline, parts
 from tests.worker.data_files import WRITERS, job, names_in, table, write_csv, write_npy, write_parquet
 
 WAIT_S = 60.0
@@ -36,7 +38,7 @@ def test_a_task_yields_its_shards_and_then_what_it_found(tmp_path):
     where = place(csv_job("data.csv"), tmp_path)
     *shards, report = load(where, outline(where), 0, 4)
     assert [shard.num_rows for shard in shards] == [5, 5, 5, 5]
-    assert report == Loaded(20, has_weight=True)
+    assert report == Loaded(20, tuple(map(fingerprint_shard, shards)), has_weight=True)
 
 
 def test_what_is_wrong_is_a_value_in_place_of_all_that_a_task_yields(tmp_path):
@@ -74,7 +76,7 @@ def test_files_are_read_where_this_machine_has_them(tmp_path):
     shutil.rmtree(tmp_path / "one")
     write_csv(tmp_path / "other" / "parts" / "2.csv", table(30))  # came later, and is none of the data
     *_, report = load(place(spec, tmp_path / "other"), described, 0, 4)
-    assert report == Loaded(20, has_weight=True)
+    assert report.num_rows == 20
 
 
 def test_an_upload_is_named_by_its_part_in_the_job_and_the_start_of_its_id(tmp_path, monkeypatch):
@@ -149,13 +151,34 @@ def test_a_jobs_shards_become_objects_that_hold_all_rows_in_order(ray, tmp_path,
     spec = job({"path": f"training{suffix}"} | names, validation={"path": f"validation{suffix}"} | names, shards=8)
     data = Loads(spec, tmp_path).result()
     assert isinstance(data, JobData), data
-    assert (data.num_rows, data.num_validation_rows) == (200, 5)
-    for references, rows in ((data.training, training), (data.validation, validation)):
-        for reference, part in zip(references, np.array_split(rows, 8), strict=True):
-            shard = ray.get(reference)
+    for shards, rows in ((data.training, training), (data.validation, validation)):
+        assert shards.num_rows == len(rows)
+        assert shards.fingerprint == fingerprint_data(fingerprint_shard(shards.fetch(index)) for index in range(8))
+        for index, part in enumerate(np.array_split(rows, 8)):
+            shard = shards.fetch(index)
             np.testing.assert_array_equal(shard.x, part[:, :3])
             np.testing.assert_array_equal(shard.y, part[:, 3])
             np.testing.assert_array_equal(shard.weight, part[:, 4])
+
+
+@pytest.mark.cluster
+def test_a_shard_that_ray_had_to_load_anew_must_be_what_it_was(ray, tmp_path):
+    write_csv(tmp_path / "data.csv", table(20))
+    where = place(csv_job("data.csv"), tmp_path)
+    described = outline(where)
+    *before, _ = load(where, described, 0, 4)
+    write_csv(tmp_path / "data.csv", np.roll(table(20), 1, axis=0))  # of the same size
+    *after, _ = load(where, described, 0, 4)
+    (tmp_path / "data.csv").unlink()
+    gone, *_ = load(where, described, 0, 4)
+    shards = Shards([ray.put(value) for value in (before[0], after[1], gone)], list(map(fingerprint_shard, before)), 20)
+    assert shards.fetch(0).num_rows == 5
+    with pytest.raises(DataError, match="the data changed while the job was under way: shard 1 has") as caught:
+        shards.fetch(1)
+    assert caught.value.error_type == service_pb2.ERROR_TYPE_DATA_INVALID
+    with pytest.raises(DataError, match=r"data\.csv: no such file") as caught:
+        shards.fetch(2)
+    assert caught.value.error_type == service_pb2.ERROR_TYPE_DATA_UNAVAILABLE
 
 
 @pytest.mark.cluster
@@ -165,7 +188,10 @@ def test_formats_that_can_be_entered_are_loaded_by_several_tasks(ray, tmp_path, 
     monkeypatch.setattr(loading, "_load", SpiedTask(options, started))
     write_parquet(tmp_path / "data.parquet", table(200))
     spec = job({"path": "data.parquet"} | names_in(".parquet"), shards=8)
-    assert isinstance(Loads(spec, tmp_path).result(), JobData)
+    data = Loads(spec, tmp_path).result()
+    assert isinstance(data, JobData)
+    assert data.training.fingerprint == fingerprint_data(fingerprint_shard(data.training.fetch(i)) for i in range(8))
+    assert data.validation.fingerprint == ""
     assert [call["num_returns"] for call in started] == [5, 5]
     assert all(call["memory"] > 0 for call in started)
 

@@ -1,13 +1,12 @@
 """The Ray actor around a worker: a process of its own, with its shards at hand as Ray objects."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import ray
 import threadpoolctl
 
 from lockstep_worker.exchange import Worker
-from lockstep_worker.shard import Shard
+from lockstep_worker.loading import JobData
 
 
 class WorkerProcess:
@@ -20,20 +19,15 @@ class WorkerProcess:
         self._worker: Worker | None = None
         self._leaving = False
 
-    def run(self, job_id: str, server: str, training: Sequence[Any], validation: Sequence[Any]) -> str:
-        """Compute for a job until it ends. Each reference is one Shard. Return why it ended."""
-
-        def fetch(refs: Sequence[Any], shard: int) -> Shard:
-            found: Shard = ray.get(refs[shard])
-            return found
-
+    def run(self, job_id: str, server: str, data: JobData) -> str:
+        """Compute for a job until it ends. Return why it ended."""
         self._worker = Worker(
             self._worker_id,
             job_id,
             server,
             num_cpus=self._num_cpus,
-            training=lambda shard: fetch(training, shard),
-            validation=lambda shard: fetch(validation, shard),
+            training=data.training.fetch,
+            validation=data.validation.fetch,
         )
         if self._leaving:
             self._worker.leave()

@@ -18,6 +18,7 @@ from lockstep_proto import channels, codec, failpoints, numerics
 from lockstep_proto.codec import NodeChunk, ParameterChunk
 from lockstep_proto.v1 import service_pb2, training_pb2
 from lockstep_worker.engine import Engine
+from lockstep_worker.errors import DataError
 from lockstep_worker.following import Following
 from lockstep_worker.shard import Shard
 
@@ -187,6 +188,8 @@ class _Session:
             failpoints.hit("worker.work")
             engine.run(task, following.parameters, self._emit, lambda: self._superseded(task.version))
             failpoints.hit("worker.sent")
+        except DataError as error:
+            self._send(failure=training_pb2.WorkerFailure(message=error.message, error_type=error.error_type))
         except Exception as error:
             logger.exception("cannot compute step %d", task.version)
             message = f"a worker cannot compute step {task.version}: {type(error).__name__}: {error}"

@@ -123,14 +123,13 @@ class Fleet:
             effects.append(ForgetData(job_id))
         return effects
 
-    def data_loaded(self, job_id: str, num_rows: int, num_validation_rows: int, now: float) -> list[Effect]:
+    def data_loaded(self, loaded: training_pb2.DataLoaded, now: float) -> list[Effect]:
         """Take note that a job's data are there; its workers can start."""
-        job = self._jobs.get(job_id)
+        job = self._jobs.get(loaded.job_id)
         if job is None:
             return []
-        loaded = training_pb2.DataLoaded(job_id=job_id, num_rows=num_rows, num_validation_rows=num_validation_rows)
         job.outcome, job.loaded = training_pb2.FleetMessage(data_loaded=loaded), True
-        return [Tell(job.outcome), *self._adjust(job_id, now)]
+        return [Tell(job.outcome), *self._adjust(loaded.job_id, now)]
 
     def data_failed(self, failed: training_pb2.DataFailed) -> list[Effect]:
         """Take note that a job cannot have its data."""

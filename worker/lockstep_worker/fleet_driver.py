@@ -172,9 +172,17 @@ class FleetDriver:
             return self._fleet.data_failed(
                 training_pb2.DataFailed(job_id=job_id, error_type=found.error_type, message=found.message)
             )
-        log.info("data loaded: %d rows, %d for validation job=%s", found.num_rows, found.num_validation_rows, job_id)
+        training, validation = found.training, found.validation
+        log.info("data loaded: %d rows, %d for validation job=%s", training.num_rows, validation.num_rows, job_id)
         self._data[job_id] = found
-        return self._fleet.data_loaded(job_id, found.num_rows, found.num_validation_rows, time.monotonic())
+        loaded = training_pb2.DataLoaded(
+            job_id=job_id,
+            num_rows=training.num_rows,
+            num_validation_rows=validation.num_rows,
+            data_fingerprint=training.fingerprint,
+            validation_fingerprint=validation.fingerprint,
+        )
+        return self._fleet.data_loaded(loaded, time.monotonic())
 
     def _forget(self, job_id: str) -> None:
         loading = self._loadings.pop(job_id, None)
@@ -185,11 +193,10 @@ class FleetDriver:
     def _start(self, job_id: str, worker_id: str) -> None:
         log.info("starting a worker job=%s worker=%s", job_id, worker_id)
         failpoints.hit("fleet.start")
-        data = self._data[job_id]
         # two calls at once, so that `leave` is heard while `run` runs
         options = WorkerActor.options(num_cpus=self._cpus_per_worker, max_restarts=0, max_concurrency=2)
         actor = self._actors[worker_id] = options.remote(worker_id, self._cpus_per_worker)
-        ended = actor.run.remote(job_id, self._server, data.training, data.validation).future()
+        ended = actor.run.remote(job_id, self._server, self._data[job_id]).future()
         failpoints.hit("fleet.started")
         ended.add_done_callback(lambda future: self._post(lambda: self._ended(job_id, worker_id, future)))
 

@@ -18,6 +18,7 @@ from lockstep_proto.v1 import job_pb2, service_pb2
 from lockstep_worker.dataset import Dataset
 from lockstep_worker.describe import describe
 from lockstep_worker.errors import UNAVAILABLE, DataError
+from lockstep_worker.fingerprint import fingerprint_data, fingerprint_shard
 from lockstep_worker.ray_errors import in_words
 from lockstep_worker.shard import Shard
 from lockstep_worker.sources import find_files
@@ -67,20 +68,42 @@ class Failure:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a task that loaded shards found: their rows, and whether any has a weight above 0."""
+    """What a task that loaded shards found: their rows, fingerprints, and whether any has a weight above 0."""
 
     num_rows: int
+    fingerprints: tuple[str, ...]
     has_weight: bool
 
 
 @dataclass(frozen=True)
-class JobData:
-    """References of a job's shards, each a Shard, and the rows behind them."""
+class Shards:
+    """The shards of a data set as Ray objects, with the rows in them and their fingerprints."""
 
-    training: list[Any]
-    validation: list[Any]
-    num_rows: int
-    num_validation_rows: int
+    references: Sequence[Any] = ()
+    fingerprints: Sequence[str] = ()
+    num_rows: int = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the whole; empty without any shard."""
+        return fingerprint_data(self.fingerprints) if self.fingerprints else ""
+
+    def fetch(self, index: int) -> Shard:
+        """Return a shard. Raises DataError if Ray had to load it anew, and it is no longer what it was."""
+        found: Shard | Failure = ray.get(self.references[index])
+        if isinstance(found, Failure):
+            raise DataError(found.message, found.error_type)
+        if fingerprint_shard(found) != self.fingerprints[index]:
+            raise DataError(f"the data changed while the job was under way: shard {index} has other values now")
+        return found
+
+
+@dataclass(frozen=True)
+class JobData:
+    """A job's data as Ray objects."""
+
+    training: Shards
+    validation: Shards
 
 
 def outline(place: Place) -> Dataset | Failure:
@@ -94,17 +117,17 @@ def outline(place: Place) -> Dataset | Failure:
 
 def load(place: Place, dataset: Dataset, lo: int, hi: int) -> Iterator[Shard | Loaded | Failure]:
     """Yield the shards lo..hi−1, and last a Loaded or Failure. After a failure it takes the place of the shards."""
-    num_yielded, num_rows, has_weight = 0, 0, False
+    num_rows, fingerprints, has_weight = 0, list[str](), False
     try:
         failpoints.hit("fleet.task")
         for shard in _here(place, dataset).shards(lo, hi):
             yield shard
-            num_yielded += 1
             num_rows += shard.num_rows
+            fingerprints.append(fingerprint_shard(shard))
             has_weight |= shard.weight is None or bool(shard.weight.any())
-        yield Loaded(num_rows, has_weight)
+        yield Loaded(num_rows, tuple(fingerprints), has_weight)
     except DataError as error:
-        for _ in range(num_yielded, hi - lo + 1):
+        for _ in range(len(fingerprints), hi - lo + 1):
             yield Failure(error.message, error.error_type)
 
 
@@ -170,15 +193,16 @@ class Loading:
         self._then(flat, lambda found: self._loaded(found[:num_training], found[num_training:]))
 
     def _loaded(self, training: list[Loaded], validation: list[Loaded]) -> None:
-        for place, reports in zip(self._places, (training, validation), strict=False):
+        found = []
+        for place, references, reports in zip(self._places, self._shards, (training, validation), strict=False):
             if not any(report.has_weight for report in reports):
                 what = "training" if place.training else "validation"
                 message = f"column {place.data.weight!r}: all sample weights of the {what} data are 0"
                 self._done(Failure(message, service_pb2.ERROR_TYPE_DATA_INVALID))
                 return
-        validation_shards = self._shards[1] if len(self._shards) > 1 else []
-        rows = [sum(report.num_rows for report in reports) for reports in (training, validation)]
-        self._done(JobData(self._shards[0], validation_shards, *rows))
+            fingerprints = [fingerprint for report in reports for fingerprint in report.fingerprints]
+            found.append(Shards(references, fingerprints, sum(report.num_rows for report in reports)))
+        self._done(JobData(found[0], found[1] if len(found) > 1 else Shards()))
 
     def _then(self, references: list[Any], go_on: Callable[[list[Any]], None]) -> None:
         """Go on with the values of tasks when all are there, or end with the first failure among them."""
