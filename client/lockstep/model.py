@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from lockstep.errors import InvalidModelError
 from lockstep_proto.layout import Layout, digest
-from lockstep_proto.model_file import sorted_header
+from lockstep_proto.model_file import encode
 from lockstep_proto.v1 import job_pb2
 
 if TYPE_CHECKING:
@@ -101,14 +101,12 @@ class Model:
     def to_bytes(self) -> bytes:
         """Return the content of the safetensors file that `save` writes: equal models give equal bytes."""
         from google.protobuf import json_format
-        from safetensors.numpy import save
 
         tensors: dict[str, Array] = {}
         for l, (weights, biases) in enumerate(self._views, start=2):
-            # safetensors takes memory as it lies: an array that is not C-contiguous would be saved scrambled
-            tensors |= {f"W{l}": np.ascontiguousarray(weights), f"b{l}": np.ascontiguousarray(biases)}
+            tensors |= {f"W{l}": weights, f"b{l}": biases}
         spec = json_format.MessageToJson(self.spec, preserving_proto_field_name=True, indent=None)
-        return b"".join(sorted_header(save(tensors, {"format": FORMAT, "spec": spec, "digest": self.digest})))
+        return b"".join(encode(tensors, {"format": FORMAT, "spec": spec, "digest": self.digest}))
 
     @classmethod
     def load(cls, path: "str | Path") -> "Model":

@@ -1,4 +1,4 @@
-"""What the server does by the clock: flush, deadlines, checkpoints, and the end of what was kept long enough."""
+"""What the server does by the clock: flush, deadlines, and the end of what was kept long enough."""
 
 import asyncio
 import logging
@@ -43,9 +43,7 @@ class Housekeeping:
         self._uploads = uploads
         self._clock = clock
         self._monotonic = monotonic
-        self._checkpoint_at = monotonic() + settings.checkpoint_s
         self._sweep_at = monotonic()
-        self._checkpoints: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Tick until cancelled."""
@@ -61,9 +59,6 @@ class Housekeeping:
         now = self._monotonic()
         await self._journal.try_flush()
         self._scheduler.check_deadlines()
-        if now >= self._checkpoint_at and (self._checkpoints is None or self._checkpoints.done()):
-            self._checkpoint_at = now + self._settings.checkpoint_s
-            self._checkpoints = asyncio.create_task(self._scheduler.write_checkpoints())
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_S
             await self.sweep()

@@ -1,19 +1,21 @@
-"""The files of one job: its checkpoints while it runs, its models once it has ended. All methods block on the disk."""
+"""The files of one job: its checkpoints, and its models once it has ended. All methods block on the disk."""
 
+import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lockstep_proto import failpoints
-from lockstep_proto.layout import Layout, digest
 from lockstep_proto.v1 import service_pb2
 from lockstep_proto.v1.job_pb2 import JobSpec
 from lockstep_server import checkpoints
-from lockstep_server.checkpoints import Checkpoint
+from lockstep_server.checkpoints import Checkpoint, Description, Origin
 from lockstep_server.disk import storage_errors
 from lockstep_server.errors import NoModelError
+from lockstep_server.tensor_files import TEMPORARY, TensorFileError
 
 Which = service_pb2.WhichModel
+DAMAGED = ".damaged"  # put behind the name of a checkpoint that cannot be used; a person may look at it
 
 
 class JobFiles:
@@ -23,32 +25,47 @@ class JobFiles:
         self._directory = directory
         self._keep = keep_checkpoints
 
-    def write_checkpoint(self, spec: JobSpec, checkpoint: Checkpoint) -> int:
-        """Write a checkpoint, drop the oldest; returns its size in bytes. Raises DiskFullError or StorageError."""
-        path = self._checkpoints / f"{checkpoint.version:012d}.safetensors"
+    def write_checkpoint(self, origin: Origin, checkpoint: Checkpoint, parameters_digest: str) -> int:
+        """Write a checkpoint, drop what is superfluous; returns its size in bytes.
+
+        Raises DiskFullError or StorageError.
+        """
+        path = self._checkpoint(checkpoint.version)
         with storage_errors(f"write checkpoint {path.name}"):
             failpoints.hit("server.checkpoint.begun")
             self._checkpoints.mkdir(parents=True, exist_ok=True)
-            checkpoints.write(path, spec, checkpoint)
+            checkpoints.write(path, origin, checkpoint, parameters_digest)
             failpoints.hit("server.checkpoint.written")
-            for old in self._newest_first()[self._keep :]:
-                old.unlink()
+            for old in superfluous(self.checkpoints(), self._keep):
+                self._checkpoint(old.version).unlink()
             return path.stat().st_size
 
+    def checkpoints(self) -> list[Description]:
+        """The checkpoints that can be described, oldest first."""
+        found = []
+        for path in reversed(self._newest_first()):
+            with contextlib.suppress(TensorFileError, OSError):  # its reader will name it
+                found.append(checkpoints.describe(path))
+        return found
+
     def newest_checkpoint(self, damaged: Callable[[str], None]) -> Checkpoint | None:
-        """The newest good checkpoint, or None; `damaged` is told of each that is not."""
+        """The newest good checkpoint, or None; `damaged` is told of each that is not.
+
+        What a killed server left half written is removed.
+        """
+        for leftover in self._checkpoints.glob(TEMPORARY):
+            leftover.unlink(missing_ok=True)
         for path in self._newest_first():
             try:
                 return checkpoints.read(path)
-            except (checkpoints.CheckpointError, OSError) as error:
+            except (TensorFileError, OSError) as error:
                 damaged(f"checkpoint {path.name} cannot be used ({error}); going back to the one before it")
+                if isinstance(error, TensorFileError):  # else it may be readable another time
+                    path.rename(path.with_name(path.name + DAMAGED))
         return None
 
-    def write_models(self, spec: JobSpec, checkpoint: Checkpoint) -> str:
-        """Save the last and the best parameters, then drop the checkpoints; returns the digest of the last.
-
-        Raises DiskFullError or StorageError; the checkpoints then stay.
-        """
+    def write_models(self, spec: JobSpec, checkpoint: Checkpoint) -> None:
+        """Save the last and the best parameters. Raises DiskFullError or StorageError."""
         with storage_errors("save the model"):
             failpoints.hit("server.models.begun")
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -56,8 +73,6 @@ class JobFiles:
             if checkpoint.best is not None:
                 checkpoints.write_model(self._path(Which.WHICH_MODEL_BEST), spec, checkpoint.best)
             failpoints.hit("server.models.written")
-            shutil.rmtree(self._checkpoints, ignore_errors=True)
-        return digest(Layout.from_spec(spec), checkpoint.parameters)
 
     def model(self, which: Which.ValueType) -> Path:
         """A saved model. Raises NoModelError."""
@@ -81,8 +96,19 @@ class JobFiles:
     def _checkpoints(self) -> Path:
         return self._directory / "checkpoints"
 
+    def _checkpoint(self, version: int) -> Path:
+        return self._checkpoints / f"{version:012d}.safetensors"
+
     def _newest_first(self) -> list[Path]:
-        return sorted(self._checkpoints.glob("*.safetensors"), reverse=True)
+        return sorted(self._checkpoints.glob("[0-9]*.safetensors"), reverse=True)
 
     def _path(self, which: Which.ValueType) -> Path:
         return self._directory / ("best.safetensors" if which == Which.WHICH_MODEL_BEST else "model.safetensors")
+
+
+def superfluous(found: Sequence[Description], keep: int) -> list[Description]:
+    """Those that are dropped: all but the newest `keep` and the first with the lowest validation loss."""
+    evaluated = [one for one in found if one.validation_loss is not None]
+    best = min(evaluated, key=lambda one: (one.validation_loss, one.version), default=None)
+    kept = {one.version for one in sorted(found, key=lambda one: one.version)[-keep:]}
+    return [one for one in found if one.version not in kept and one is not best]

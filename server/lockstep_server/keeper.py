@@ -1,19 +1,26 @@
-"""Keeps what a run has computed: checkpoints while it trains, its models at its end. One file at a time."""
+"""Keeps what a run has computed: checkpoints while it trains, its last version and its models at its end.
+
+What takes long happens in threads beside the training; one file is written at a time.
+"""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lockstep_proto.v1.job_pb2 import JobSpec
-from lockstep_server.checkpoints import Checkpoint
+from lockstep_proto.layout import Layout, digest
+from lockstep_server.checkpoints import Checkpoint, Origin
 from lockstep_server.errors import DiskFullError, StorageError
 from lockstep_server.job_files import JobFiles
 from lockstep_server.journal import Journal
+from lockstep_server.records import KeptVersion
 
 if TYPE_CHECKING:
     from lockstep_server.run import JobRun
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,19 +36,20 @@ class Keeper:
 
     def __init__(
         self,
-        spec: JobSpec,
+        origin: Callable[[], Origin],
         files: JobFiles,
         journal: Journal,
         *,
         warn: Callable[[str], None],
         written: Callable[[float, int], None],
     ) -> None:
-        self._spec = spec
+        self._origin = origin
         self._files = files
         self._journal = journal
         self._warn = warn
         self._written = written
         self._busy = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._version = -1  # of the newest checkpoint
         self._failed = False  # so that a disk that stays full is named once
 
@@ -56,16 +64,32 @@ class Keeper:
         self._version = -1 if checkpoint is None else checkpoint.version
         return checkpoint
 
-    async def write_checkpoint(self, run: "JobRun") -> None:
-        """Write the last whole version if it is newer than what was written; a disk that refuses is warned of."""
+    def keep(self, run: "JobRun", kept: KeptVersion) -> None:
+        """Begin to keep a version of a run, which is told when its checkpoint, if there is one, is done with."""
+        if kept.checkpoint is not None:
+            task = asyncio.get_running_loop().create_task(self._keep(run, kept.checkpoint, kept))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _keep(self, run: "JobRun", checkpoint: Checkpoint, kept: KeptVersion) -> None:
+        try:
+            await self.write_checkpoint(checkpoint, await asyncio.to_thread(kept.parameters.digest))
+        except Exception as error:  # the training is none the worse for it
+            log.exception("a defect in keeping a version")
+            self._warn(f"a defect in Lockstep: {error!r}; the job goes on without a checkpoint of {kept.version}")
+        finally:
+            run.checkpoint_written()
+
+    async def write_checkpoint(self, checkpoint: Checkpoint, parameters_digest: str) -> None:
+        """Write a checkpoint if it is newer than what was written; a disk that refuses is warned of."""
         async with self._busy:
-            if run.step == self._version:
+            if checkpoint.version == self._version:
                 return
-            checkpoint = run.checkpoint()
             await self._journal.try_flush()  # else the history of steps that will not be repeated could be lost
             begun = time.monotonic()
+            write = self._files.write_checkpoint
             try:
-                num_bytes = await asyncio.to_thread(self._files.write_checkpoint, self._spec, checkpoint)
+                num_bytes = await asyncio.to_thread(write, self._origin(), checkpoint, parameters_digest)
             except (DiskFullError, StorageError) as error:
                 if not self._failed:
                     self._warn(f"{error}; the job goes on without a checkpoint of version {checkpoint.version}")
@@ -75,14 +99,15 @@ class Keeper:
                 self._version = checkpoint.version
                 self._failed = False
 
-    async def write_models(self, run: "JobRun | None") -> SavedModel | None:
-        """Save the models of the last whole version, if there is one.
+    async def write_last(self, checkpoint: Checkpoint) -> SavedModel:
+        """Write a checkpoint of the last version."""
+        await asyncio.gather(*self._tasks)
+        layout = Layout.from_spec(self._origin().spec)
+        saved = SavedModel(checkpoint.version, await asyncio.to_thread(digest, layout, checkpoint.parameters))
+        await self.write_checkpoint(checkpoint, saved.digest)
+        return saved
 
-        Raises DiskFullError or StorageError.
-        """
+    async def write_models(self, checkpoint: Checkpoint) -> None:
+        """Save the models of the last version. Raises DiskFullError or StorageError."""
         async with self._busy:
-            checkpoint = run.checkpoint() if run is not None else await self.newest()
-            if checkpoint is None:
-                return None
-            digest = await asyncio.to_thread(self._files.write_models, self._spec, checkpoint)
-            return SavedModel(checkpoint.version, digest)
+            await asyncio.to_thread(self._files.write_models, self._origin().spec, checkpoint)

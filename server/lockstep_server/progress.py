@@ -67,6 +67,7 @@ class Progress:
     epoch_loss: float = 0.0
     epoch_metric: float = 0.0
     epoch_s: float = 0.0
+    validation_loss: float = math.inf  # of the last evaluation
     best_validation_loss: float = math.inf
     epochs_without_gain: int = 0
     evaluation_due: bool = False
@@ -114,7 +115,8 @@ class Progress:
         return record
 
     def improves(self, validation_loss: float) -> bool:
-        """Compare an evaluation with the best so far, and remember it if it is better."""
+        """Remember an evaluation, and whether it is better than the best so far."""
+        self.validation_loss = validation_loss
         if validation_loss < self.best_validation_loss:
             self.best_validation_loss = validation_loss
             self.epochs_without_gain = 0

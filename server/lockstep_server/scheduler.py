@@ -81,10 +81,6 @@ class Scheduler:
             message = f"no workers within {record.spec.workers.wait_s:g} s (workers.wait_s): {self._shortage(record)}"
             self.supervisor(record).fail(service_pb2.ERROR_TYPE_NO_WORKERS, message)
 
-    async def write_checkpoints(self) -> None:
-        """Write a checkpoint of every run that has a newer version."""
-        await asyncio.gather(*(supervisor.write_checkpoint() for supervisor in self._supervisors.values()))
-
     async def halt(self) -> None:
         """Bring all jobs to where a later server takes them up, and let go of them."""
         await asyncio.gather(*(supervisor.halt() for supervisor in self._supervisors.values()))

@@ -22,7 +22,7 @@ class Settings:
     allow_remote: bool = False  # whether `host` may be reached from other machines
     lease_s: float = 2.0  # a hung worker delays a step by at most this
     checkpoint_s: float = 30.0  # a killed server loses at most this much computing
-    keep_checkpoints: int = 2  # per job: the newest, and one more in case the newest is damaged
+    keep_checkpoints: int = 3  # per job: the newest; a damaged one is passed over. The best is kept beside them
     keep_finished_s: float = 30 * DAY_S  # after it, ended jobs are deleted
     keep_uploads_s: float = 7 * DAY_S  # after it, uploads that no job needs are deleted
     max_upload_bytes: int = 64 << 30  # one file

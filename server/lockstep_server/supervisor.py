@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lockstep_proto import failpoints
 from lockstep_proto.v1 import service_pb2, training_pb2
-from lockstep_server.checkpoints import Checkpoint
+from lockstep_server.checkpoints import Checkpoint, Origin
 from lockstep_server.data_change import DATA_FIELDS, data_change
 from lockstep_server.errors import DiskFullError, ServerError, StorageError
 from lockstep_server.job_record import JobRecord
@@ -39,7 +39,7 @@ class Supervisor:
         self.run: JobRun | None = None
         self._tools = tools
         self._keeper = Keeper(
-            record.spec,
+            self._origin,
             tools.files(record.id),
             tools.journal,
             warn=functools.partial(self.event, WARNING),
@@ -113,7 +113,7 @@ class Supervisor:
         if self.concluding:
             await self.concluded(HALT_S)
         elif self.run is not None:
-            await self._keeper.write_checkpoint(self.run)
+            await self._keeper.write_last(self.run.checkpoint())
             self.run.close()
 
     async def concluded(self, timeout_s: float | None = None) -> bool:
@@ -142,11 +142,6 @@ class Supervisor:
         failpoints.hit("server.job.concluded")
         await self._tools.journal.try_flush()
         self._concluded.set()
-
-    async def write_checkpoint(self) -> None:
-        """Write a checkpoint if there is a newer version."""
-        if self.run is not None:
-            await self._keeper.write_checkpoint(self.run)
 
     async def _train(self) -> None:
         events: list[asyncio.Future[Any]] = [self._loaded, self._outcome]
@@ -186,19 +181,33 @@ class Supervisor:
         failpoints.hit("server.job.saving")
         self.record.job.phase = "saving"
         self.record.touch()
-        if outcome.state == State.JOB_STATE_PAUSED:
-            await self.write_checkpoint()
+        checkpoint = await self._keeper.newest() if self.run is None else self.run.checkpoint()
+        if checkpoint is None:
             return outcome
-        return await self._save_models(outcome)
+        saved = await self._keeper.write_last(checkpoint)
+        return (
+            outcome if outcome.state == State.JOB_STATE_PAUSED else await self._save_models(outcome, checkpoint, saved)
+        )
 
-    async def _save_models(self, outcome: Outcome) -> Outcome:
+    async def _save_models(self, outcome: Outcome, checkpoint: Checkpoint, saved: SavedModel) -> Outcome:
         try:
-            self._saved = await self._keeper.write_models(self.run)
+            await self._keeper.write_models(checkpoint)
         except (DiskFullError, StorageError) as error:
             if outcome.state != State.JOB_STATE_FAILED:
                 return self._failure(service_pb2.ERROR_TYPE_STORAGE, f"{error}; its model is lost, submit it again")
             self.event(WARNING, str(error))
+        else:
+            self._saved = saved
         return outcome
+
+    def _origin(self) -> Origin:
+        job = self.record.job
+        return Origin(
+            job_id=job.id,
+            spec=job.spec,
+            data_fingerprint=job.data_fingerprint,
+            validation_fingerprint=job.validation_fingerprint,
+        )
 
     def _take_over(self, outcome: Outcome) -> None:
         record, job = self.record, self.record.job
@@ -260,8 +269,8 @@ class Supervisor:
 
     def version(self, kept: KeptVersion) -> None:
         """A version is to be kept."""
-        if kept.checkpoint is not None and self.run is not None:
-            self.run.checkpoint_written()  # housekeeping writes them
+        if self.run is not None:
+            self._keeper.keep(self.run, kept)
 
     def gave_up(self, worker_id: str) -> None:
         """A worker was given up: the fleet is to hear of it."""

@@ -12,6 +12,7 @@ from lockstep_proto.v1.job_pb2 import JobSpec
 from lockstep_proto.v1.numerics_pb2 import NumericsFingerprint
 from lockstep_server import checkpoints
 from lockstep_server.errors import UploadNotFoundError
+from lockstep_server.tensor_files import TensorFileError
 
 
 class CannotTakeUpError(Exception):
@@ -41,6 +42,6 @@ def read_initial_parameters(spec: JobSpec, upload: Callable[[str], Path]) -> npt
         return None
     try:
         return checkpoints.read_model(upload(spec.initial_parameters.model), spec)
-    except (UploadNotFoundError, checkpoints.CheckpointError, OSError) as error:
+    except (UploadNotFoundError, TensorFileError, OSError) as error:
         message = f"initial_parameters.model cannot be used: {error}"
         raise CannotTakeUpError(service_pb2.ERROR_TYPE_DATA_INVALID, message) from error

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from lockstep_proto import failpoints
-from lockstep_server.disk import storage_errors
+from lockstep_server.disk import storage_errors, sync_directory, write_all
 from lockstep_server.errors import InvalidRequestError, UploadDamagedError, UploadNotFoundError, UploadTooLargeError
 
 SUFFIXES = (".csv", ".parquet", ".arrow", ".feather", ".npz", ".npy", ".safetensors")
@@ -153,19 +153,3 @@ def check_id(upload_id: str) -> None:
         raise InvalidRequestError(
             f"upload id {upload_id!r} is not a SHA-256 in hexadecimal followed by one of {', '.join(SUFFIXES)}",
         )
-
-
-def write_all(descriptor: int, data: bytes) -> None:
-    """Write all bytes; the system may take fewer at once."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def sync_directory(directory: Path) -> None:
-    """Make a rename in a directory survive a loss of power."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lockstep_proto.codec import ParameterChunk, encode_parameter_chunk
 from lockstep_proto.layout import Layout, digest
 from lockstep_proto.v1 import job_pb2, service_pb2, training_pb2
 from lockstep_proto.v1.numerics_pb2 import NumericsFingerprint
@@ -21,7 +22,8 @@ from lockstep_server.jobs import Jobs
 from lockstep_server.journal import Journal
 from lockstep_server.measures import Measures
 from lockstep_server.metrics import Metrics
-from lockstep_server.records import EpochRecord, Outcome, StepRecord
+from lockstep_server.parameters import Parameters
+from lockstep_server.records import EpochRecord, KeptVersion, Outcome, StepRecord
 from lockstep_server.scheduler import Scheduler
 from lockstep_server.settings import Settings
 from lockstep_server.store import Store
@@ -82,9 +84,11 @@ class FakeRun:
         self.remaining_s: float | None = None
         self.workers: list[service_pb2.WorkerInfo] = []
         self.best_parameters: np.ndarray[Any, Any] | None = None
+        self.progress: dict[str, Any] = {}
         self.asked: list[str] = []
         self.closed = False
         self.expelled: set[str] = set()
+        self.num_written = 0
 
     @property
     def phase(self) -> str:
@@ -116,7 +120,21 @@ class FakeRun:
 
     def checkpoint(self) -> Checkpoint:
         parameters = np.full(NUM_PARAMETERS, self.step, np.float32)
-        return Checkpoint(self.step, 0, self.step, parameters, {}, self.step, self.best_parameters, {})
+        return Checkpoint(self.step, 0, self.step, parameters, {}, self.step, self.best_parameters, self.progress)
+
+    async def keep(self, *, ends_epoch: bool = False) -> None:
+        """A checkpoint is due; it is done with on return."""
+        before = self.num_written
+        self.listener.version(KeptVersion(self.step, ends_epoch, self.parameters(), self.checkpoint()))
+        while self.num_written == before:
+            await turn()
+
+    def parameters(self) -> Parameters:
+        chunk = ParameterChunk(1, self.step, 0, np.full(NUM_PARAMETERS, self.step, np.float32).data)
+        return Parameters(Layout.from_spec(self.spec), [encode_parameter_chunk(chunk)])
+
+    def checkpoint_written(self) -> None:
+        self.num_written += 1
 
 
 class FakeMetrics:

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,16 @@ from lockstep_server.errors import (
 )
 from lockstep_server.job_files import Which
 from lockstep_server.lifecycle import State
-from tests.server.fakes import FINGERPRINT, NUM_PARAMETERS, Bench, digest_of_version, make_spec, play, turn, whole
+from tests.server.fakes import FINGERPRINT, NUM_PARAMETERS, Bench, digest_of_version, make_spec, play, whole
 
 PENDING, RUNNING, PAUSED = State.JOB_STATE_PENDING, State.JOB_STATE_RUNNING, State.JOB_STATE_PAUSED
 SUCCEEDED, FAILED, STOPPED = State.JOB_STATE_SUCCEEDED, State.JOB_STATE_FAILED, State.JOB_STATE_STOPPED
+
+
+def damage(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
 
 
 def fill_disk(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
@@ -160,7 +167,7 @@ def test_a_checkpoint_the_disk_does_not_take_is_warned_of_once(tmp_path: Path, m
             fill_disk(patch, "write")
             for _ in range(3):
                 run.train(1)
-                await server.scheduler.write_checkpoints()
+                await run.keep()
         (warning,) = [message for message in await server.events(job_id) if "disk is full" in message]
         assert "cannot write checkpoint 000000000001.safetensors" in warning
         assert warning.endswith("the job goes on without a checkpoint of version 1")
@@ -248,45 +255,60 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path: Path
         server.fleet(1)
         job_ids.append(await server.submit())
         run = await server.load(job_ids[0])
-        for _ in range(3):
+        for _ in range(4):
             run.train(1)
-            await server.scheduler.write_checkpoints()
+            await run.keep()
 
     async def second(server: Bench) -> None:
         run = await server.running(job_ids[0])
-        assert run.step == 2
-        (warning,) = [event for event in await server.events(job_ids[0]) if "000000000003.safetensors" in event]
+        assert run.step == 3
+        (warning,) = [event for event in await server.events(job_ids[0]) if "000000000004.safetensors" in event]
         assert "going back to the one before it" in warning
 
     play(tmp_path, first)
-    files = sorted((tmp_path / "jobs" / job_ids[0] / "checkpoints").iterdir())
-    assert [file.name for file in files] == ["000000000002.safetensors", "000000000003.safetensors"]  # two are kept
-    content = bytearray(files[1].read_bytes())
-    content[-1] ^= 1
-    files[1].write_bytes(content)
+    directory = tmp_path / "jobs" / job_ids[0] / "checkpoints"
+    names = [f"{version:012d}.safetensors" for version in (2, 3, 4)]
+    assert sorted(os.listdir(directory)) == names  # three are kept
+    damage(directory / names[-1])
+    (directory / f".{names[-1]}.tmp").write_bytes(b"half of it")  # as a killed server leaves it
     play(tmp_path, second)
+    assert sorted(os.listdir(directory)) == [*names[:-1], names[-1] + ".damaged"]
 
 
-def test_checkpoints_are_written_by_the_clock_and_only_of_new_versions(tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_due_is_written_beside_the_training_and_told_of(tmp_path: Path) -> None:
     async def scene(server: Bench) -> None:
         server.fleet(1)
         job_id = await server.submit()
         run = await server.load(job_id)
         directory = tmp_path / "jobs" / job_id / "checkpoints"
         run.train(1)
-        server.now += 29
-        await server.housekeeping.tick()
-        await turn()
-        assert not directory.exists()
-        server.now += 1
-        await server.housekeeping.tick()
-        while not (directory / "000000000001.safetensors").exists():
-            await turn()
-        written = (directory / "000000000001.safetensors").stat().st_mtime_ns
-        await server.scheduler.write_checkpoints()
-        assert (directory / "000000000001.safetensors").stat().st_mtime_ns == written
+        await run.keep()
+        written = directory / "000000000001.safetensors"
         ((_, told, _, num_bytes),) = [call for call in server.metrics.calls if call[0] == "checkpoint"]
-        assert (told, num_bytes) == (job_id, (directory / "000000000001.safetensors").stat().st_size)
+        assert (told, num_bytes) == (job_id, written.stat().st_size)
+        before = written.stat().st_mtime_ns
+        await run.keep()
+        assert written.stat().st_mtime_ns == before  # there is nothing new
+
+    play(tmp_path, scene)
+
+
+def test_the_newest_and_the_best_checkpoints_outlive_the_job(tmp_path: Path) -> None:
+    async def scene(server: Bench) -> None:
+        server.fleet(1)
+        job_id = await server.submit()
+        run = await server.load(job_id)
+        for loss in (None, 0.5, 0.2, 0.2, 0.3, 0.3, 0.4):
+            run.train(1)
+            run.progress = {"validation_loss": loss}
+            await run.keep()
+        run.train(1)
+        run.end(SUCCEEDED)
+        await server.state(job_id, SUCCEEDED)
+        kept = server.files(job_id).checkpoints()
+        assert [(one.version, one.validation_loss) for one in kept] == [(3, 0.2), (6, 0.3), (7, 0.4), (8, 0.4)]
+        assert kept[-1].digest == server.jobs.get(job_id).digest == digest_of_version(8)
+        assert kept[-1].origin.spec == server.jobs.get(job_id).spec
 
     play(tmp_path, scene)
 
@@ -295,8 +317,9 @@ def test_the_history_of_a_checkpoints_steps_is_on_disk_before_it(tmp_path: Path)
     async def scene(server: Bench) -> None:
         server.fleet(1)
         job_id = await server.submit()
-        (await server.load(job_id)).train(3)
-        await server.scheduler.write_checkpoints()
+        run = await server.load(job_id)
+        run.train(3)
+        await run.keep()
         assert list(server.journal._store.history(job_id).steps.step) == [0, 1, 2]
 
     play(tmp_path, scene)
