@@ -39,8 +39,8 @@ class Client:
         """Queue a job: `spec` is a dict, a TOML or JSON file, or a JobSpec.
 
         `data` and `validation` are (X, y) or (X, y, weight), arrays or data frames, and are sent; without them the
-        spec says where the data are. `initial_model` gives the parameters at version 0. The same `request_id` gives
-        the same job. Raises InvalidSpecError with all violations, InvalidDataError, ServerUnavailableError,
+        spec says where the data are. `initial_model` is what `start_from.model` is in a spec. The same `request_id`
+        gives the same job. Raises InvalidSpecError with all violations, InvalidDataError, ServerUnavailableError,
         StorageError if the server's disk is full, and WaitTimeoutError.
         """
         submission = Submission(spec, data=data, validation=validation, initial_model=initial_model)

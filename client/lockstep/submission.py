@@ -71,9 +71,14 @@ class Submission:
     def _enter_model(self, model: "Model | str | Path | None") -> None:
         if isinstance(model, Model):
             _check_shape(model, self.spec, "initial_model")
-            self.spec.initial_parameters.model = self._keep(model.to_bytes(), ".safetensors")
+            self._start_from(self._keep(model.to_bytes(), ".safetensors"))
         elif model is not None:
-            self.spec.initial_parameters.model = str(Path(model).expanduser().absolute())
+            self._start_from(str(Path(model).expanduser().absolute()))
+
+    def _start_from(self, model: str) -> None:
+        """A given model takes the place of whatever the spec would begin with."""
+        self.spec.ClearField("initial_parameters")
+        self.spec.start_from.CopyFrom(job_pb2.StartFrom(model=model))
 
     def _keep(self, content: bytes, suffix: str) -> str:
         upload_id = hashlib.sha256(content).hexdigest() + suffix
@@ -136,7 +141,7 @@ def _files(spec: job_pb2.JobSpec) -> Iterator[_File]:
     for path, message, field, suffixes in (
         ("data.upload", spec.data, "upload", uploads.DATA_SUFFIXES),
         ("validation.upload", spec.validation, "upload", uploads.DATA_SUFFIXES),
-        ("initial_parameters.model", spec.initial_parameters, "model", uploads.MODEL_SUFFIXES),
+        ("start_from.model", spec.start_from, "model", uploads.MODEL_SUFFIXES),
     ):
         name = getattr(message, field)
         if name and not UPLOAD_ID.fullmatch(name):

@@ -30,14 +30,10 @@ def complete(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
         done.seed = 0
     done.dtype = done.dtype or job_pb2.DTYPE_FLOAT32
     done.numerics = done.numerics or job_pb2.NUMERICS_EXACT
-    if done.initial_parameters.WhichOneof("kind") is None or not _initializer_known(done):
+    if not done.initial_parameters.initializer and not done.HasField("start_from"):
         done.initial_parameters.initializer = job_pb2.INITIALIZER_GLOROT_UNIFORM
     _complete_workers(done)
     return done
-
-
-def _initializer_known(spec: job_pb2.JobSpec) -> bool:
-    return spec.initial_parameters.WhichOneof("kind") == "model" or spec.initial_parameters.initializer != 0
 
 
 def _complete_optimizer(spec: job_pb2.JobSpec) -> None:

@@ -34,6 +34,8 @@ def check(spec: job_pb2.JobSpec, *, require_data: bool = True) -> list[Violation
         *_stopping(spec, require_data=require_data),
         *_shards_and_workers(spec),
         *_data(spec, require_data=require_data),
+        *_start(spec),
+        *_recovery(spec),
     ]
     return unread + [violation for violation in broken if violation.path not in known]
 
@@ -205,3 +207,31 @@ def _one_data(data: job_pb2.Data, path: str, spec: job_pb2.JobSpec) -> Found:
     if data.features and not arrays and len(data.features) != spec.network.inputs:
         text = f"must name network.inputs ({spec.network.inputs}) columns, got {len(data.features)}"
         yield Violation(f"{path}.features", text)
+
+
+def _start(spec: job_pb2.JobSpec) -> Found:
+    if not spec.HasField("start_from"):
+        return
+    start = spec.start_from
+    source = start.WhichOneof("source")
+    if source is None or not getattr(start, source):
+        yield Violation("start_from", "must name a job, or the file of a saved model")
+    if start.HasField("version") and start.version < 0:
+        yield Violation("start_from.version", f"must be at least 0, got {start.version}")
+    for field, given in (("version", start.HasField("version")), ("best", start.best)):
+        if given and source == "model":
+            yield Violation(f"start_from.{field}", "may only be given with a job; a saved model is one version")
+    if start.HasField("version") and start.best and source != "model":
+        yield Violation("start_from.best", "may not be given with version, which names another")
+    if spec.HasField("initial_parameters"):
+        yield Violation("initial_parameters", "may not be given with start_from, which gives the parameters")
+
+
+def _recovery(spec: job_pb2.JobSpec) -> Found:
+    checkpoints = spec.checkpoints
+    if checkpoints.HasField("every_steps") and checkpoints.every_steps < 1:
+        yield Violation("checkpoints.every_steps", f"must be at least 1, got {checkpoints.every_steps}")
+    if checkpoints.HasField("every_s") and checkpoints.every_s <= 0:
+        yield Violation("checkpoints.every_s", f"must be greater than 0, got {checkpoints.every_s:g}")
+    if not 0 <= spec.audit <= 1:
+        yield Violation("audit", f"must be in [0, 1], got {spec.audit:g}")

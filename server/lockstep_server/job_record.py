@@ -65,7 +65,7 @@ class JobRecord:
     @property
     def uploads(self) -> set[str]:
         """Ids of the uploads it names."""
-        named = (self.spec.data.upload, self.spec.validation.upload, self.spec.initial_parameters.model)
+        named = (self.spec.data.upload, self.spec.validation.upload, self.spec.start_from.model)
         return {upload_id for upload_id in named if upload_id}
 
     def stored(self) -> StoredJob:

@@ -194,7 +194,7 @@ class Jobs:
         named = {
             "data.upload": spec.data.upload,
             "validation.upload": spec.validation.upload,
-            "initial_parameters.model": spec.initial_parameters.model,
+            "start_from.model": spec.start_from.model,
         }
         violations = []
         for path, upload_id in named.items():

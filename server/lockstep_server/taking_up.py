@@ -38,10 +38,10 @@ def check_numerics(job: service_pb2.Job, server: NumericsFingerprint) -> None:
 
 def read_initial_parameters(spec: JobSpec, upload: Callable[[str], Path]) -> npt.NDArray[Any] | None:
     """The flat vector of the model that the spec names, None if it names none. Raises CannotTakeUpError."""
-    if not spec.initial_parameters.model:
+    if not spec.start_from.model:
         return None
     try:
-        return checkpoints.read_model(upload(spec.initial_parameters.model), spec)
+        return checkpoints.read_model(upload(spec.start_from.model), spec)
     except (UploadNotFoundError, TensorFileError, OSError) as error:
-        message = f"initial_parameters.model cannot be used: {error}"
+        message = f"start_from.model cannot be used: {error}"
         raise CannotTakeUpError(service_pb2.ERROR_TYPE_DATA_INVALID, message) from error

@@ -111,26 +111,28 @@ def test_the_servers_own_violations_arrive_with_their_paths(lonely: lockstep.Cli
 
 
 def test_files_that_are_not_there_are_violations_of_their_fields(lonely: lockstep.Client, tmp_path: Path) -> None:
-    files = "[data]\nupload = 'rows.csv'\ntarget = 'y'\n[initial_parameters]\nmodel = 'start.safetensors'\n"
+    files = "[data]\nupload = 'rows.csv'\ntarget = 'y'\n[start_from]\nmodel = 'start.safetensors'\n"
     (tmp_path / "job.toml").write_text(TOML + files)
     with pytest.raises(lockstep.InvalidSpecError) as caught:
         lonely.submit(tmp_path / "job.toml")
     assert [str(violation) for violation in caught.value.violations] == [
         f"data.upload: {tmp_path}/rows.csv: there is no such file",
-        f"initial_parameters.model: {tmp_path}/start.safetensors: there is no such file",
+        f"start_from.model: {tmp_path}/start.safetensors: there is no such file",
     ]
 
 
 def test_arrays_and_models_take_the_place_of_the_files_that_a_spec_names(
     lonely: lockstep.Client, trained: lockstep.Job, tmp_path: Path
 ) -> None:
-    spec = SPEC | {"data": {"upload": "absent.csv", "target": "y"}, "initial_parameters": {"model": "absent"}}
+    spec = SPEC | {"data": {"upload": "absent.csv", "target": "y"}, "start_from": {"job": "abcd", "best": True}}
     model = trained.model()
     job = lonely.submit(spec, data=(X, Y), initial_model=model)
     assert job.spec.data.upload.endswith(".npz")
-    assert job.spec.initial_parameters.model.endswith(".safetensors")
+    assert job.spec.start_from.model.endswith(".safetensors")
     saved = model.save(tmp_path / "start.safetensors")
     assert lonely.submit(SPEC, data=(X, Y), initial_model=saved).spec == job.spec
+    assert lonely.submit(SPEC | {"start_from": {"model": str(saved)}}, data=(X, Y)).spec == job.spec
+    assert lonely.submit(trained.spec, data=(X, Y), validation=(X, Y), initial_model=saved).spec.HasField("start_from")
 
 
 def test_a_model_to_begin_with_must_have_the_networks_shape(lonely: lockstep.Client, tmp_path: Path) -> None:
@@ -140,7 +142,7 @@ def test_a_model_to_begin_with_must_have_the_networks_shape(lonely: lockstep.Cli
     for spec, given, name in (
         (wider, model, "initial_model"),
         (wider, saved, saved),
-        (wider | {"initial_parameters": {"model": str(saved)}}, None, saved),
+        (wider | {"start_from": {"model": str(saved)}}, None, saved),
     ):
         with pytest.raises(lockstep.InvalidModelError) as caught:
             lonely.submit(spec, data=(X, Y), initial_model=given)

@@ -114,6 +114,29 @@ RULES = [
         {"data": {"path": "a.csv", "target": "y", "features": ["a"]}},
         ["data.features: must name network.inputs (64) columns, got 1"],
     ),
+    ({"start_from": {}}, ["start_from: must name a job, or the file of a saved model"]),
+    ({"start_from": {"job": ""}}, ["start_from: must name a job, or the file of a saved model"]),
+    ({"start_from": {"version": 3}}, ["start_from: must name a job, or the file of a saved model"]),
+    ({"start_from": {"job": "abcd", "version": -1}}, ["start_from.version: must be at least 0, got -1"]),
+    (
+        {"start_from": {"job": "abcd", "version": 0, "best": True}},
+        ["start_from.best: may not be given with version, which names another"],
+    ),
+    (
+        {"start_from": {"model": "m.safetensors", "version": 0, "best": True}},
+        [
+            "start_from.version: may only be given with a job; a saved model is one version",
+            "start_from.best: may only be given with a job; a saved model is one version",
+        ],
+    ),
+    (
+        {"start_from": {"job": "abcd"}, "initial_parameters": {"initializer": "zeros"}},
+        ["initial_parameters: may not be given with start_from, which gives the parameters"],
+    ),
+    ({"checkpoints": {"every_steps": 0}}, ["checkpoints.every_steps: must be at least 1, got 0"]),
+    ({"checkpoints": {"every_s": 0.0}}, ["checkpoints.every_s: must be greater than 0, got 0"]),
+    ({"audit": -0.5}, ["audit: must be in [0, 1], got -0.5"]),
+    ({"audit": 1.5}, ["audit: must be in [0, 1], got 1.5"]),
     (
         {"network__layers__1__units": 0, "batch_size": 100, "clip_norm": -1.0},
         [
@@ -139,6 +162,8 @@ SHAPES = [
         ["optimizer: must be one of sgd, adagrad, rmsprop, adam, adamw, got 'adm'; did you mean 'adam'?"],
     ),
     ({"optimizer": {"sgd": {}, "adam": {}}}, ["optimizer: takes one of sgd, adam, got all of them"]),
+    ({"start_from": {"job": "abcd", "model": "m"}}, ["start_from: takes one of job, model, got all of them"]),
+    ({"initial_parameters": {"model": "m"}}, ["initial_parameters.model: is not known; the fields are initializer"]),
     ({"network": 3}, ["network: must be a table of fields, got 3"]),
     ({"name": 3}, ["name: must be a string, got 3"]),
     ({"clip_norm": float("inf")}, ["clip_norm: must be finite, got inf"]),
@@ -204,6 +229,16 @@ def test_names_stand_for_things_with_default_settings():
     assert spec.batch_size.full
 
 
+@pytest.mark.parametrize(
+    "start", [{"job": "abcd"}, {"job": "abcd", "version": 0}, {"job": "abcd", "best": True}, {"model": "m.safetensors"}]
+)
+def test_what_a_job_starts_from_takes_the_place_of_initial_parameters(start):
+    spec = read_spec(GOOD | {"start_from": start})
+    assert not spec.HasField("initial_parameters")
+    assert to_dict(spec)["start_from"] == start
+    assert read_spec(to_dict(spec)) == spec
+
+
 def test_numbers_of_numpy_are_numbers():
     spec = read_spec(changed(epochs=3) | {"epochs": np.int64(3), "clip_norm": np.float32(0.5)})
     assert (spec.epochs, spec.clip_norm) == (3, 0.5)
@@ -229,8 +264,10 @@ def test_completing_twice_changes_nothing():
             "epochs": st.integers(1, 10**9),
             "seed": st.integers(0, 2**64 - 1),
             "optimizer": st.sampled_from([{"adam": {"learning_rate": 0.5}}, "sgd", {"sgd": {"momentum": 0.5}}]),
-            "initial_parameters": st.sampled_from(["he_uniform", "zeros", {"model": "m.safetensors"}]),
+            "initial_parameters": st.sampled_from(["he_uniform", "zeros", {"initializer": "he_normal"}]),
             "numerics": st.sampled_from(["any", "exact"]),
+            "checkpoints": st.sampled_from([{"every_steps": 10}, {"every_s": 2.5}]),
+            "audit": st.sampled_from([0.0, 0.25, 1.0]),
         }
     )
 )

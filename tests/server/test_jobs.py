@@ -77,12 +77,12 @@ def test_uploads_that_are_missing_are_violations(tmp_path: Path) -> None:
     async def scene(server: Bench) -> None:
         spec = make_spec()
         spec.data.upload = "0" * 64 + ".csv"
-        spec.initial_parameters.model = "../secret"
+        spec.start_from.model = "../secret"
         with pytest.raises(InvalidSpecError) as caught:
             await server.jobs.submit("", spec)
         said = {violation.path: violation.message for violation in caught.value.violations}
         assert "the server has no upload 0000" in said["data.upload"]
-        assert "is not a SHA-256" in said["initial_parameters.model"]
+        assert "is not a SHA-256" in said["start_from.model"]
 
     play(tmp_path, scene)
 

@@ -376,7 +376,7 @@ def test_initial_parameters_come_from_the_given_model(tmp_path: Path) -> None:
         given = np.arange(NUM_PARAMETERS, dtype=np.float32)
         checkpoints.write_model(tmp_path / "uploads" / upload_id, make_spec(), given)
         spec = make_spec()
-        spec.initial_parameters.model = upload_id
+        spec.start_from.model = upload_id
         server.fleet(1)
         run = await server.load((await server.jobs.submit("", spec)).id)
         assert run.arguments["initial"].tolist() == given.tolist()
@@ -392,12 +392,12 @@ def test_a_given_model_of_another_shape_fails_the_job(tmp_path: Path) -> None:
         other.network.inputs = 5
         checkpoints.write_model(tmp_path / "uploads" / upload_id, other, np.zeros(12, np.float32))
         spec = make_spec()
-        spec.initial_parameters.model = upload_id
+        spec.start_from.model = upload_id
         server.fleet(1)
         job_id = (await server.jobs.submit("", spec)).id
         server.scheduler.data_loaded(training_pb2.DataLoaded(job_id=job_id, num_rows=10))
         job = await server.state(job_id, FAILED)
         assert job.error_type == service_pb2.ERROR_TYPE_DATA_INVALID
-        assert "initial_parameters.model cannot be used" in job.message
+        assert "start_from.model cannot be used" in job.message
 
     play(tmp_path, scene)

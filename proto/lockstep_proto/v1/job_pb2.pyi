@@ -288,7 +288,7 @@ class JobSpec(message.Message):
 
     @builtins.property
     def initial_parameters(self) -> InitialParameters:
-        """W and b at version 0 (default: glorot_uniform)."""
+        """W and b at version 0 (default: glorot_uniform); not with `start_from`."""
 
     @builtins.property
     def start_from(self) -> StartFrom:
@@ -981,24 +981,18 @@ class InitialParameters(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     INITIALIZER_FIELD_NUMBER: builtins.int
-    MODEL_FIELD_NUMBER: builtins.int
     initializer: Initializer.ValueType
-    """Drawn from a distribution; b^l are zeros."""
-    model: builtins.str
-    """Taken from a saved model of the same shape: in a job file a file beside it, in a submitted job the id of the upload."""
+    """The distribution they are drawn from (default glorot_uniform); b^l are zeros."""
     def __init__(
         self,
         *,
         initializer: Initializer.ValueType = ...,
-        model: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["initializer", b"initializer", "kind", b"kind", "model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["initializer", b"initializer", "kind", b"kind", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["initializer", b"initializer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = typing.Literal["initializer", "model"]  # noqa: Y015
-    _WhichOneofArgType_kind: _TypeAlias = typing.Literal["kind", b"kind"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
 class StartFrom(message.Message):
