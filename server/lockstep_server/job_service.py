@@ -66,6 +66,17 @@ class JobService(service_pb2_grpc.JobServiceServicer):
             async for piece in self._jobs.history(request.job_id):
                 yield piece
 
+    async def GetLedger(self, request: service_pb2.JobRequest, context: Context) -> AsyncIterator[service_pb2.Ledger]:
+        """The recorded digests, in pieces."""
+        async with translated(context):
+            async for piece in self._jobs.ledger(request.job_id):
+                yield piece
+
+    async def ListCheckpoints(self, request: service_pb2.JobRequest, context: Context) -> service_pb2.CheckpointList:
+        """The checkpoints that are kept."""
+        async with translated(context):
+            return await self._jobs.checkpoints(request.job_id)
+
     async def DownloadModel(
         self,
         request: service_pb2.DownloadModelRequest,

@@ -8,6 +8,7 @@ from pathlib import Path
 from lockstep_proto import failpoints
 from lockstep_proto.spec import Violation, check, complete
 from lockstep_proto.v1 import job_pb2, service_pb2
+from lockstep_server.checkpoints import Description
 from lockstep_server.directory import Directory
 from lockstep_server.errors import (
     IllegalTransitionError,
@@ -134,6 +135,15 @@ class Jobs:
         """What is recorded of a job, in pieces."""
         return self._tools.journal.history(self._directory.find(job_id).id)
 
+    def ledger(self, job_id: str) -> AsyncIterator[service_pb2.Ledger]:
+        """The recorded digests of a job, in pieces."""
+        return self._tools.journal.ledger(self._directory.find(job_id).id)
+
+    async def checkpoints(self, job_id: str) -> service_pb2.CheckpointList:
+        """The checkpoints that are kept of a job, oldest first."""
+        files = self._tools.files(self._directory.find(job_id).id)
+        return service_pb2.CheckpointList(checkpoints=map(_info, await asyncio.to_thread(files.checkpoints)))
+
     def model(self, job_id: str, which: service_pb2.WhichModel.ValueType) -> Path:
         """The file of a job's model."""
         return self._tools.files(self._directory.find(job_id).id).model(which)
@@ -218,3 +228,14 @@ class Jobs:
         event = record.add_event(INFO, message, self._tools.clock())
         self._tools.journal.event(record.id, event)
         self._tools.journal.job(record.stored())
+
+
+def _info(told: Description) -> service_pb2.CheckpointInfo:
+    return service_pb2.CheckpointInfo(
+        version=told.version,
+        epoch=told.epoch,
+        step_in_epoch=told.step_in_epoch,
+        size_bytes=told.size_bytes,
+        time=timestamp(told.time_s),
+        validation_loss=told.validation_loss,
+    )

@@ -18,6 +18,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 HISTORY_PIECE = 50_000  # steps and epochs in one piece, which then has 4 MB at the most
+LEDGER_PIECE = 5_000  # digests in one piece, which then has 4 MB at the most
 MAX_ROWS = 20_000  # flushed before its time: about what a second of a tiny network's steps makes at the most
 
 
@@ -51,6 +52,10 @@ class Journal:
     def epoch(self, job_id: str, record: EpochRecord) -> None:
         """One more epoch."""
         self._batch.epochs[job_id, record.epoch] = record
+
+    def digest(self, job_id: str, entry: service_pb2.LedgerEntry) -> None:
+        """One more digest."""
+        self._batch.ledger[job_id, entry.version] = entry
 
     async def flush(self) -> None:
         """Return when all rows so far are on disk. Raises DiskFullError or StorageError."""
@@ -88,6 +93,19 @@ class Journal:
         for lo in range(0, length, HISTORY_PIECE):
             yield await self._do(functools.partial(self._store.history, job_id, lo, lo + HISTORY_PIECE))
 
+    async def ledger(self, job_id: str) -> AsyncIterator[service_pb2.Ledger]:
+        """The ledger of a job, as far as it could be written, in pieces."""
+        await self.try_flush()
+        last = -1
+        while entries := await self._do(functools.partial(self._store.ledger, job_id, last, LEDGER_PIECE)):
+            yield service_pb2.Ledger(entries=entries)
+            last = entries[-1].version
+
+    async def ledger_after(self, job_id: str, version: int) -> list[service_pb2.LedgerEntry]:
+        """What could be written of the ledger of a job on later versions than this."""
+        await self.try_flush()
+        return await self._do(lambda: self._store.ledger(job_id, version))
+
     def drop(self, job_id: str) -> None:
         """Forget what is still to be written of a job."""
         self._batch = self._batch.without(job_id)
@@ -100,11 +118,9 @@ class Journal:
 
     async def close(self) -> None:
         """Write what is left and close the store."""
-        try:
-            await self.flush()
-        finally:
-            await self._do(self._store.close)
-            self._thread.shutdown()
+        await self.try_flush()  # what the disk does not take is computed again
+        await self._do(self._store.close)
+        self._thread.shutdown()
 
     async def _flush_early(self) -> None:
         await self.try_flush()

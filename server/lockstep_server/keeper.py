@@ -15,10 +15,14 @@ from lockstep_server.checkpoints import Checkpoint, Origin
 from lockstep_server.errors import DiskFullError, StorageError
 from lockstep_server.job_files import JobFiles
 from lockstep_server.journal import Journal
+from lockstep_server.ledger import LedgerWriter
 from lockstep_server.records import KeptVersion
 
 if TYPE_CHECKING:
     from lockstep_server.run import JobRun
+
+INLINE_BYTES = 1 << 16  # whose digest takes less time than handing it to a thread
+MAX_WAITING = 4
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +46,14 @@ class Keeper:
         *,
         warn: Callable[[str], None],
         written: Callable[[float, int], None],
+        ledger: LedgerWriter,
     ) -> None:
         self._origin = origin
         self._files = files
         self._journal = journal
         self._warn = warn
         self._written = written
+        self._ledger = ledger
         self._busy = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._version = -1  # of the newest checkpoint
@@ -65,20 +71,29 @@ class Keeper:
         return checkpoint
 
     def keep(self, run: "JobRun", kept: KeptVersion) -> None:
-        """Begin to keep a version of a run, which is told when its checkpoint, if there is one, is done with."""
-        if kept.checkpoint is not None:
-            task = asyncio.get_running_loop().create_task(self._keep(run, kept.checkpoint, kept))
+        """Begin to keep a version of a run, which is told when its checkpoint, if there is one, is done with.
+
+        A digest that would have to wait behind several others is left out: each of them holds all its parameters.
+        """
+        if kept.checkpoint is None and _num_bytes(kept) <= INLINE_BYTES:
+            self._ledger.add(kept.version, kept.parameters.digest(), ends_epoch=kept.ends_epoch)
+        elif kept.checkpoint is not None or len(self._tasks) < MAX_WAITING:
+            task = asyncio.get_running_loop().create_task(self._keep(run, kept))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _keep(self, run: "JobRun", checkpoint: Checkpoint, kept: KeptVersion) -> None:
+    async def _keep(self, run: "JobRun", kept: KeptVersion) -> None:
         try:
-            await self.write_checkpoint(checkpoint, await asyncio.to_thread(kept.parameters.digest))
+            digest = await asyncio.to_thread(kept.parameters.digest)
+            self._ledger.add(kept.version, digest, ends_epoch=kept.ends_epoch)
+            if kept.checkpoint is not None:
+                await self.write_checkpoint(kept.checkpoint, digest)
         except Exception as error:  # the training is none the worse for it
             log.exception("a defect in keeping a version")
-            self._warn(f"a defect in Lockstep: {error!r}; the job goes on without a checkpoint of {kept.version}")
+            self._warn(f"a defect in Lockstep: {error!r}; the job goes on, but version {kept.version} is not kept")
         finally:
-            run.checkpoint_written()
+            if kept.checkpoint is not None:
+                run.checkpoint_written()
 
     async def write_checkpoint(self, checkpoint: Checkpoint, parameters_digest: str) -> None:
         """Write a checkpoint if it is newer than what was written; a disk that refuses is warned of."""
@@ -100,10 +115,12 @@ class Keeper:
                 self._failed = False
 
     async def write_last(self, checkpoint: Checkpoint) -> SavedModel:
-        """Write a checkpoint of the last version."""
+        """Record the digest of the last version, and write its checkpoint."""
         await asyncio.gather(*self._tasks)
         layout = Layout.from_spec(self._origin().spec)
         saved = SavedModel(checkpoint.version, await asyncio.to_thread(digest, layout, checkpoint.parameters))
+        ends_epoch = checkpoint.step_in_epoch == 0 and checkpoint.epoch > 0
+        self._ledger.add(saved.version, saved.digest, ends_epoch=ends_epoch)
         await self.write_checkpoint(checkpoint, saved.digest)
         return saved
 
@@ -111,3 +128,7 @@ class Keeper:
         """Save the models of the last version. Raises DiskFullError or StorageError."""
         async with self._busy:
             await asyncio.to_thread(self._files.write_models, self._origin().spec, checkpoint)
+
+
+def _num_bytes(kept: KeptVersion) -> int:
+    return kept.parameters.layout.num_parameters * kept.parameters.layout.dtype.itemsize

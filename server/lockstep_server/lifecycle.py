@@ -1,5 +1,6 @@
 """The life of a job: which state may follow which."""
 
+import enum
 from collections.abc import Sequence
 
 from lockstep_proto.v1 import service_pb2
@@ -22,6 +23,15 @@ NEXT: dict[State.ValueType, frozenset[State.ValueType]] = {
     State.JOB_STATE_FAILED: frozenset(),
     State.JOB_STATE_STOPPED: frozenset(),
 }
+
+
+class Wish(enum.StrEnum):
+    """What a person asked of a job that it has yet to come to. It is stored before the person is answered."""
+
+    NONE = ""
+    STOP = "stop"
+    PAUSE = "pause"
+    RESUME = "resume"
 
 
 def name(state: State.ValueType) -> str:

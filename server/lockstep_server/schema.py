@@ -36,6 +36,23 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (job_id, epoch)
     ) WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE jobs ADD COLUMN wish TEXT NOT NULL DEFAULT '';  -- a lifecycle.Wish
+    CREATE TABLE attempts (
+        job_id TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+        attempt INTEGER NOT NULL,
+        numerics BLOB NOT NULL, server_numerics BLOB NOT NULL,  -- lockstep.v1.NumericsFingerprint
+        PRIMARY KEY (job_id, attempt)
+    ) WITHOUT ROWID;
+    CREATE TABLE digests (
+        job_id TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+        version INTEGER NOT NULL,
+        digest TEXT NOT NULL,                     -- of the parameters; SHA-256 in hexadecimal
+        ends_epoch INTEGER NOT NULL,              -- 0 or 1
+        attempt INTEGER NOT NULL,
+        PRIMARY KEY (job_id, version)
+    ) WITHOUT ROWID;
+    """,
 )
 
 

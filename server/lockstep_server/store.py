@@ -1,16 +1,18 @@
-"""The store of jobs, their events and history: SQLite statements and nothing else.
+"""The store of jobs, their events, history and ledger: SQLite statements and nothing else.
 
 A Store is used by one thread at a time; `journal` batches what is written and moves it off the event loop.
 """
 
 import math
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lockstep_proto import failpoints
 from lockstep_proto.v1 import service_pb2
+from lockstep_proto.v1.numerics_pb2 import NumericsFingerprint
+from lockstep_server.lifecycle import Wish
 from lockstep_server.records import EpochRecord, StepRecord
 from lockstep_server.schema import open_database
 
@@ -24,6 +26,7 @@ class StoredJob:
     place: int  # order of submission, from 1
     request_id: str  # "" if the client gave none
     job: service_pb2.Job
+    wish: Wish = Wish.NONE
 
 
 @dataclass(kw_only=True)
@@ -34,9 +37,10 @@ class Batch:
     events: dict[tuple[str, int], service_pb2.Event] = field(default_factory=dict)
     steps: dict[tuple[str, int], StepRecord] = field(default_factory=dict)
     epochs: dict[tuple[str, int], EpochRecord] = field(default_factory=dict)
+    ledger: dict[tuple[str, int], service_pb2.LedgerEntry] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.jobs) + len(self.events) + len(self.steps) + len(self.epochs)
+        return len(self.jobs) + len(self.events) + len(self.steps) + len(self.epochs) + len(self.ledger)
 
     def under(self, newer: "Batch") -> "Batch":
         """This batch with a newer one written over it."""
@@ -45,6 +49,7 @@ class Batch:
             events={**self.events, **newer.events},
             steps={**self.steps, **newer.steps},
             epochs={**self.epochs, **newer.epochs},
+            ledger={**self.ledger, **newer.ledger},
         )
 
     def without(self, job_id: str) -> "Batch":
@@ -54,6 +59,7 @@ class Batch:
             events={key: row for key, row in self.events.items() if key[0] != job_id},
             steps={key: row for key, row in self.steps.items() if key[0] != job_id},
             epochs={key: row for key, row in self.epochs.items() if key[0] != job_id},
+            ledger={key: row for key, row in self.ledger.items() if key[0] != job_id},
         )
 
 
@@ -69,12 +75,19 @@ class Store:
 
     def jobs(self) -> list[StoredJob]:
         """All jobs in order of place."""
-        rows = self._db.execute("SELECT place, coalesce(request_id, ''), job FROM jobs ORDER BY place")
-        return [StoredJob(place=p, request_id=r, job=service_pb2.Job.FromString(job)) for p, r, job in rows]
+        rows = self._db.execute("SELECT place, coalesce(request_id, ''), job, wish FROM jobs ORDER BY place")
+        return [
+            StoredJob(place=place, request_id=request_id, job=service_pb2.Job.FromString(job), wish=Wish(wish))
+            for place, request_id, job, wish in rows
+        ]
 
     def last_sequences(self) -> dict[str, int]:
         """The sequence number of the last event of every job that has one."""
         return dict(self._db.execute("SELECT job_id, max(sequence) FROM events GROUP BY job_id"))
+
+    def last_steps(self) -> dict[str, int]:
+        """The last recorded step of every job that has one."""
+        return dict(self._db.execute("SELECT job_id, max(step) FROM steps GROUP BY job_id"))
 
     def events(self, job_id: str) -> list[service_pb2.Event]:
         """The events of one job in order."""
@@ -113,6 +126,25 @@ class Store:
         )
         return history
 
+    def ledger(self, job_id: str, after: int, limit: int = MAX_INT) -> list[service_pb2.LedgerEntry]:
+        """The recorded digests of one job in order of version, of versions above `after`, at most `limit`."""
+        rows = self._db.execute(
+            "SELECT version, digest, ends_epoch, attempt, numerics, server_numerics FROM digests "
+            "JOIN attempts USING (job_id, attempt) WHERE job_id = ? AND version > ? ORDER BY version LIMIT ?",
+            (job_id, after, limit),
+        )
+        return [
+            service_pb2.LedgerEntry(
+                version=version,
+                digest=digest,
+                ends_epoch=bool(ends_epoch),
+                attempt=attempt,
+                numerics=NumericsFingerprint.FromString(numerics),
+                server_numerics=NumericsFingerprint.FromString(server_numerics),
+            )
+            for version, digest, ends_epoch, attempt, numerics, server_numerics in rows
+        ]
+
     def write(self, batch: Batch) -> None:
         """Write all rows or, on an error, none."""
         with self._transaction():
@@ -132,18 +164,34 @@ class Store:
                     for key, r in batch.epochs.items()
                 ],
             )
+            self._write_ledger(batch.ledger)
             failpoints.hit("server.store.written")
         failpoints.hit("server.store.committed")
 
     def delete(self, job_id: str) -> None:
-        """Remove a job with its events and history."""
+        """Remove a job with its events, history and ledger."""
         with self._transaction():
             self._db.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
 
     def _write_jobs(self, jobs: Iterable[StoredJob]) -> None:
         self._db.executemany(
-            "INSERT INTO jobs VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET job = excluded.job",
-            [(row.place, row.job.id, row.request_id or None, row.job.SerializeToString()) for row in jobs],
+            "INSERT INTO jobs (place, id, request_id, job, wish) VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT (id) DO UPDATE SET job = excluded.job, wish = excluded.wish",
+            [(row.place, row.job.id, row.request_id or None, row.job.SerializeToString(), row.wish) for row in jobs],
+        )
+
+    def _write_ledger(self, ledger: Mapping[tuple[str, int], service_pb2.LedgerEntry]) -> None:
+        attempts = {(job_id, entry.attempt): entry for (job_id, _), entry in ledger.items()}
+        self._db.executemany(
+            "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?)",
+            [
+                (*key, entry.numerics.SerializeToString(), entry.server_numerics.SerializeToString())
+                for key, entry in attempts.items()
+            ],
+        )
+        self._db.executemany(
+            "INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?)",
+            [(*key, entry.digest, entry.ends_epoch, entry.attempt) for key, entry in ledger.items()],
         )
 
     def _transaction(self) -> "_Transaction":

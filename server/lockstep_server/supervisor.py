@@ -13,6 +13,7 @@ from lockstep_server.data_change import DATA_FIELDS, data_change
 from lockstep_server.errors import DiskFullError, ServerError, StorageError
 from lockstep_server.job_record import JobRecord
 from lockstep_server.keeper import Keeper, SavedModel
+from lockstep_server.ledger import LedgerWriter
 from lockstep_server.lifecycle import ENDED, State, name
 from lockstep_server.records import EpochRecord, KeptVersion, Outcome, StepRecord
 from lockstep_server.taking_up import CannotTakeUpError, check_numerics, read_initial_parameters
@@ -38,12 +39,15 @@ class Supervisor:
         self.record = record
         self.run: JobRun | None = None
         self._tools = tools
+        warn = functools.partial(self.event, WARNING)
+        self._ledger = LedgerWriter(record, tools.journal, warn=warn)
         self._keeper = Keeper(
             self._origin,
             tools.files(record.id),
             tools.journal,
-            warn=functools.partial(self.event, WARNING),
+            warn=warn,
             written=functools.partial(tools.metrics.checkpoint, record.id),
+            ledger=self._ledger,
         )
         loop = asyncio.get_running_loop()
         self._loaded: asyncio.Future[None] = loop.create_future()
@@ -151,6 +155,7 @@ class Supervisor:
         job = self.record.job
         check_numerics(job, self._tools.numerics)
         start = await self._keeper.newest()
+        await self._ledger.recall(start.version if start else 0)
         initial = None
         if start is None:
             initial = await asyncio.to_thread(read_initial_parameters, job.spec, self._tools.uploads.path)

@@ -129,8 +129,13 @@ class FakeRun:
         while self.num_written == before:
             await turn()
 
-    def parameters(self) -> Parameters:
-        chunk = ParameterChunk(1, self.step, 0, np.full(NUM_PARAMETERS, self.step, np.float32).data)
+    def end_epoch(self, *, parameters_of: int | None = None) -> None:
+        """The version, or one with the parameters of another, ends an epoch; no checkpoint is due."""
+        self.listener.version(KeptVersion(self.step, True, self.parameters(parameters_of), None))
+
+    def parameters(self, of: int | None = None) -> Parameters:
+        values = np.full(NUM_PARAMETERS, self.step if of is None else of, np.float32)
+        chunk = ParameterChunk(1, self.step, 0, values.data)
         return Parameters(Layout.from_spec(self.spec), [encode_parameter_chunk(chunk)])
 
     def checkpoint_written(self) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,11 @@ def test_a_job_from_submission_to_its_model(tmp_path: Path) -> None:
         assert responses[-1].job.state == State.JOB_STATE_SUCCEEDED
         history = await whole(to.jobs.GetHistory(service_pb2.JobRequest(job_id=job.id)))
         assert list(history.steps.step) == [0, 1, 2]
+        ledger = [piece async for piece in to.jobs.GetLedger(service_pb2.JobRequest(job_id=job.id))]
+        assert [entry.digest for piece in ledger for entry in piece.entries] == [responses[-1].job.digest]
+        (checkpoint,) = (await to.jobs.ListCheckpoints(service_pb2.JobRequest(job_id=job.id))).checkpoints
+        assert (checkpoint.version, checkpoint.step_in_epoch, checkpoint.HasField("validation_loss")) == (3, 3, False)
+        assert abs(checkpoint.time.ToSeconds() - time.time()) < 60
         pieces = to.jobs.DownloadModel(service_pb2.DownloadModelRequest(job_id=job.id))
         model = b"".join([piece.data async for piece in pieces])
         assert model == (tmp_path / "jobs" / job.id / "model.safetensors").read_bytes()

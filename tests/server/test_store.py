@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from lockstep_proto.v1 import service_pb2
+from lockstep_proto.v1.numerics_pb2 import NumericsFingerprint
 from lockstep_server import schema
 from lockstep_server.errors import StartError
+from lockstep_server.lifecycle import Wish
 from lockstep_server.state_dir import StateDir
 from lockstep_server.store import Batch, Store, StoredJob
 from tests.server.fakes import epoch_record, make_spec, step_record
@@ -78,6 +80,7 @@ def test_deleting_a_job_deletes_its_events_and_history_and_no_others(tmp_path: P
                 events={(job_id, 1): event},
                 steps={(job_id, 0): step_record(0)},
                 epochs={(job_id, 0): epoch_record(0)},
+                ledger={(job_id, 1): service_pb2.LedgerEntry(version=1, attempt=1)},
             ),
         )
     store.delete("a")
@@ -87,9 +90,43 @@ def test_deleting_a_job_deletes_its_events_and_history_and_no_others(tmp_path: P
     assert len(store.events("b")) == 1
     store.close()
     db = sqlite3.connect(tmp_path / "db")
-    for table in ("events", "steps", "epochs"):
+    for table in ("events", "steps", "epochs", "attempts", "digests"):
         assert db.execute(f"SELECT DISTINCT job_id FROM {table}").fetchall() == [("b",)]
     db.close()
+
+
+def test_a_ledger_comes_back_in_order_and_in_part(tmp_path: Path) -> None:
+    store = Store(tmp_path / "db")
+    numerics = NumericsFingerprint(numerics_revision=1), NumericsFingerprint(numerics_revision=2)
+    entries = [
+        service_pb2.LedgerEntry(
+            version=version,
+            digest=f"{version:064x}",
+            ends_epoch=version % 2 == 0,
+            attempt=attempt,
+            numerics=numerics[attempt - 1],
+            server_numerics=numerics[0],
+        )
+        for version, attempt in ((9, 1), (10, 1), (11, 2), (12, 2))
+    ]
+    ledger = {("a", entry.version): entry for entry in reversed(entries)}
+    store.write(Batch(jobs={"a": stored(1, "a")}, ledger=ledger))
+    assert store.ledger("a", -1) == entries
+    assert store.ledger("a", 9, 2) == entries[1:3]
+    store.close()
+
+
+def test_a_database_of_the_first_schema_is_migrated(tmp_path: Path) -> None:
+    db = schema.open_database(tmp_path / "db", schema.MIGRATIONS[:1])
+    row = stored(1, "a")
+    db.execute("INSERT INTO jobs VALUES (1, 'a', NULL, ?)", (row.job.SerializeToString(),))
+    db.close()
+    store = Store(tmp_path / "db")
+    assert store.jobs() == [row]
+    wishing = StoredJob(place=1, request_id="", job=row.job, wish=Wish.STOP)
+    store.write(Batch(jobs={"a": wishing}, ledger={("a", 1): service_pb2.LedgerEntry(version=1)}))
+    assert store.jobs() == [wishing]
+    store.close()
 
 
 def test_a_batch_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
