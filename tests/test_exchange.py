@@ -15,6 +15,7 @@ from lockstep_server.exchange import ExchangeServicer, add_exchange
 from lockstep_server.metrics import Metrics
 from lockstep_server.outbox import Outbox
 from lockstep_server.run import JobRun
+from lockstep_worker.errors import WorkerError
 from lockstep_worker.exchange import Worker
 from tests import plain_loop
 from tests.one_thread import shards_of
@@ -75,6 +76,7 @@ class Host:
         self.thread.start()
         self.address = self.call(self._start())
         self.pool = ThreadPoolExecutor()
+        self.workers = []
 
     async def _start(self):
         self.run = JobRun(
@@ -103,6 +105,7 @@ class Host:
     def worker(self, name, num_cpus=1):
         shards = shards_of(self.spec.shards, X, Y)
         made = Worker(name, "job", self.address, num_cpus=num_cpus, training=shards, validation=shards)
+        self.workers.append(made)
         return made, self.pool.submit(made.run)
 
     def __enter__(self):
@@ -114,6 +117,8 @@ class Host:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()
+        for worker in self.workers:
+            worker.leave()  # one that has not heard of the job's end would dial for ever
         self.pool.shutdown()
 
     @property
@@ -150,7 +155,7 @@ def test_a_worker_leaves_in_the_middle_and_another_comes(expected):
 def test_a_worker_whose_stream_breaks_dials_again_as_a_newcomer(expected):
     with Host() as host:
         worker, running = host.worker("a")
-        host.listener.at_step = {7: lambda: worker._session._call.cancel()}  # noqa: PLW0108  (there is no session yet)
+        host.listener.at_step = {7: lambda: worker._stream.call.cancel()}  # noqa: PLW0108  (there is no stream yet)
         assert host.digest == expected
         assert running.result(WAIT_S) == "the job has ended"
         assert any("its stream ended" in event for event in host.listener.events)
@@ -185,10 +190,11 @@ def test_a_computation_that_fails_ends_the_job_with_its_cause():
             raise MemoryError("no room for shard")
 
         made = Worker("a", "job", host.address, num_cpus=1, training=broken, validation=broken)
-        host.pool.submit(made.run)
+        running = host.pool.submit(made.run)
         assert host.listener.ending.wait(WAIT_S)
         assert host.listener.outcome.state == service_pb2.JOB_STATE_FAILED
         assert host.listener.outcome.message == "a worker cannot compute step 0: MemoryError: no room for shard"
+        assert isinstance(running.exception(WAIT_S), WorkerError)
 
 
 def raise_a_defect(*_):

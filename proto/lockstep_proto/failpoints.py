@@ -72,7 +72,7 @@ POINTS: dict[str, str] = {
     "worker.dial": "the server is about to be dialled",
     "worker.hello": "the stream is open, nothing has come",
     "worker.welcome": "the job is known",
-    "worker.read": "a message has come, and is about to be queued",
+    "worker.read": "a message has come, and is about to be taken in",
     "worker.chunk": "a chunk of the parameters is about to be taken in",
     "worker.work": "shards are about to be computed",
     "worker.shard": "one shard is about to be computed",

@@ -30,7 +30,7 @@ def following():
 
 def test_a_whole_version_becomes_the_present_one(following):
     task = following.work(work(0))
-    assert task == Task(attempt=1, version=0, evaluate=False, epoch=1, step_in_epoch=2, ranges=((0, 8),))
+    assert task == Task(attempt=1, version=0, kind=STEP, epoch=1, step_in_epoch=2, ranges=((0, 8),))
     np.testing.assert_array_equal(following.parameters, 7.0)
 
 
@@ -62,3 +62,39 @@ def test_a_newer_version_takes_the_place_of_one_that_never_became_whole(followin
 
 def test_waiting_is_no_task(following):
     assert following.work(work(0, WAIT, ())) is None
+
+
+def whole(following, version, value):
+    for index in (0, 1):
+        following.chunk(chunk(version, index, value))
+    return following.work(work(version))
+
+
+def test_what_is_lent_stays_as_it_is_however_far_the_server_has_gone(following):
+    following.work(work(0))
+    lent = following.lend()
+    for version in range(1, 6):
+        assert whole(following, version, version).version == version
+        np.testing.assert_array_equal(lent, 7.0)
+        np.testing.assert_array_equal(following.parameters, version)
+    following.chunk(chunk(6, 0, 6.0))
+    following.give_back()
+    np.testing.assert_array_equal(following.lend(), 5.0)
+
+
+def test_two_arrays_are_enough_while_computations_keep_up(following):
+    seen = set()
+    for version in range(5):
+        whole(following, version, version)
+        seen.add(id(following.lend()))
+        following.chunk(chunk(version + 1, 0, 0.0))
+        following.give_back()
+    assert len(seen) == 2
+
+
+def test_a_newcomer_has_no_version(following):
+    following.work(work(0))
+    following.chunk(chunk(1, 0, 8.0))
+    following.restart()
+    with pytest.raises(ProtocolError, match="version 0 is not whole: have 0 of 2 chunks"):
+        following.work(work(0))

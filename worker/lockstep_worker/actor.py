@@ -5,8 +5,11 @@ from typing import Any
 import ray
 import threadpoolctl
 
+from lockstep_worker.errors import WorkerError
 from lockstep_worker.exchange import Worker
-from lockstep_worker.loading import JobData
+from lockstep_worker.loading import JobData, Shards
+from lockstep_worker.ray_errors import in_words
+from lockstep_worker.shard import Shard
 
 
 class WorkerProcess:
@@ -20,14 +23,14 @@ class WorkerProcess:
         self._leaving = False
 
     def run(self, job_id: str, server: str, data: JobData) -> str:
-        """Compute for a job until it ends. Return why it ended."""
+        """Compute for a job until it ends. Return why it ended, or raise WorkerError."""
         self._worker = Worker(
             self._worker_id,
             job_id,
             server,
             num_cpus=self._num_cpus,
-            training=data.training.fetch,
-            validation=data.validation.fetch,
+            training=lambda shard: _fetch(data.training, shard),
+            validation=lambda shard: _fetch(data.validation, shard),
         )
         if self._leaving:
             self._worker.leave()
@@ -38,6 +41,13 @@ class WorkerProcess:
         self._leaving = True
         if self._worker is not None:
             self._worker.leave()
+
+
+def _fetch(shards: Shards, shard: int) -> Shard:
+    try:
+        return shards.fetch(shard)
+    except ray.exceptions.RayError as error:
+        raise WorkerError(f"shard {shard} is lost: {in_words(error)}") from error
 
 
 WorkerActor: Any = ray.remote(WorkerProcess)

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lockstep_proto import failpoints, tree
+from lockstep_proto import codec, failpoints, tree
 from lockstep_proto.codec import NodeChunk, Sums
 from lockstep_proto.layout import Chunking
 from lockstep_proto.tree import Node
-from lockstep_proto.v1 import job_pb2
+from lockstep_proto.v1 import job_pb2, training_pb2
 from lockstep_worker.backprop import Backprop, Batch
 from lockstep_worker.following import Task
 from lockstep_worker.network import Network
-from lockstep_worker.node_sums import NodeSums
+from lockstep_worker.node_sums import Gradient, NodeSums
 from lockstep_worker.order import shard_order
 from lockstep_worker.shard import Shard
 
@@ -43,7 +43,7 @@ class Engine:
     ) -> None:
         self._spec = spec
         self._network = Network.from_spec(spec)
-        layout = self._network.layout
+        layout = self._layout = self._network.layout
         self._rows_per_shard = None if spec.batch_size.full else spec.batch_size.rows // spec.shards
         self._backprops = [Backprop.from_spec(spec, self._network) for _ in range(num_cpus)]
         self._pool = ThreadPoolExecutor(num_cpus - 1) if num_cpus > 1 else None
@@ -53,21 +53,55 @@ class Engine:
         self._validation: Mapping[int, Shard] = _Lazy(validation)
         self._orders: dict[int, tuple[int, Array]] = {}  # shard -> (epoch, order)
 
+    def answer(
+        self, task: Task, parameters: Array, send: Callable[[bytes], None], superseded: Callable[[], bool]
+    ) -> None:
+        """Compute a task, and send each message that comes of it, encoded. Threads may call `send` at the same time."""
+        if task.kind != training_pb2.WORK_KIND_EXAMINE:
+            self.run(task, parameters, lambda chunk: send(codec.encode_node_chunk(chunk)), superseded)
+            return
+        finding = self.examine(task, parameters, superseded)
+        if finding is not None:
+            send(training_pb2.WorkerMessage(finding=finding).SerializeToString())
+
     def run(self, task: Task, parameters: Array, emit: Emit, superseded: Callable[[], bool]) -> None:
-        """Compute a task. Between shards, leave off if it is superseded: then others have done it."""
+        """Compute a step or an evaluation. Between shards, leave off if it is superseded: then others have done it."""
         started = time.perf_counter()
-        views = self._network.layout.views(parameters)
+        views = self._layout.views(parameters)
 
         def send(node: Node, chunk_index: int, sums: Sums, values: Array) -> None:
             data = values.data if values.size else _NOTHING
             emit(NodeChunk(task.attempt, task.version, node, chunk_index, sums, time.perf_counter() - started, data))
 
-        shards = _Handout([shard for lo, hi in task.ranges for shard in range(lo, hi)], superseded)
-        if task.evaluate:
+        shards = _Handout(_shards(task), superseded)
+        if task.kind == training_pb2.WORK_KIND_EVALUATE:
             self._evaluate(task, views, shards, send)
         else:
             self._node_sums.begin(task.ranges, send)
             self._side_by_side(lambda backprop: self._gradients(task, views, backprop, shards))
+
+    def examine(self, task: Task, parameters: Array, superseded: Callable[[], bool]) -> training_pb2.Finding | None:
+        """Find the first shard of a step whose loss or gradient is not finite; None if the task is superseded."""
+        views = self._layout.views(parameters)
+        found: dict[int, int] = {}  # shard -> layer, 0 for the loss
+        shards = _Handout(sorted(_shards(task)), lambda: bool(found) or superseded())  # the lower ones are under way
+
+        def work(backprop: Backprop) -> None:
+            gradient = Gradient(self._layout)
+            for shard in shards:
+                sums = backprop.gradient(views, self._batch(task, shard), gradient.views, lambda *_: None)
+                layer = _first_not_finite(gradient, sums)
+                if layer is not None:
+                    found[shard] = layer
+
+        self._side_by_side(work)
+        if superseded():
+            return None
+        ranges = [training_pb2.ShardRange(lo=lo, hi=hi) for lo, hi in task.ranges]
+        finding = training_pb2.Finding(attempt=task.attempt, step=task.version, ranges=ranges)
+        if found:
+            finding.shard, finding.layer = min(found.items())
+        return finding
 
     def _side_by_side(self, work: Callable[[Backprop], None]) -> None:
         """Run `work` on every CPU, the first one in this thread."""
@@ -119,6 +153,18 @@ class Engine:
         if known is None or known[0] != epoch:
             known = self._orders[shard] = (epoch, shard_order(self._spec.seed, epoch, shard, num_rows))
         return known[1]
+
+
+def _shards(task: Task) -> list[int]:
+    return [shard for lo, hi in task.ranges for shard in range(lo, hi)]
+
+
+def _first_not_finite(gradient: Gradient, sums: Sums) -> int | None:
+    """Return the layer l whose gradient is the first in the backward pass that is not finite, 0 for the loss alone."""
+    for i in range(len(gradient.layers) - 1, -1, -1):
+        if not np.isfinite(gradient.layers[i]).all():
+            return i + 2
+    return None if np.isfinite(sums.loss) else 0
 
 
 class _Handout:

@@ -1,4 +1,4 @@
-"""What can be wrong with a job's data."""
+"""What can be wrong with a job's data, and with a worker."""
 
 from lockstep_proto.v1 import service_pb2
 
@@ -16,3 +16,7 @@ class DataError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+
+class WorkerError(Exception):
+    """A worker cannot compute. The message says what and why."""

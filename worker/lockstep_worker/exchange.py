@@ -1,32 +1,30 @@
-"""The stream between a worker and the server.
+"""Carries a worker's session: threads, the clock and the gRPC stream between worker and server.
 
-One thread reads, gRPC's own thread writes, and the calling thread computes. Chunks are queued as soon as their node
-is summed, so sending runs under the rest of the backward pass. When the connection is lost the worker dials again
-and starts as a newcomer.
+One thread dials and reads, one ticks, gRPC's own thread writes, and the calling thread computes. What comes in goes
+into the session in the reading thread, under the computation. Chunks are queued as soon as their node is summed, so
+sending runs under the rest of the backward pass.
 """
 
 import logging
 import queue
 import socket
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
 
 from lockstep_proto import channels, codec, failpoints, numerics
-from lockstep_proto.codec import NodeChunk, ParameterChunk
-from lockstep_proto.v1 import service_pb2, training_pb2
+from lockstep_proto.v1 import training_pb2
 from lockstep_worker.engine import Engine
-from lockstep_worker.errors import DataError
-from lockstep_worker.following import Following
+from lockstep_worker.errors import WorkerError
+from lockstep_worker.session import Compute, Dial, Effect, End, Job, Send, Session
 from lockstep_worker.shard import Shard
 
 logger = logging.getLogger(__name__)
-HEARTBEATS_PER_LEASE = 4  # three may be lost or late before the server takes the worker for dead
-REDIAL_S = (0.1, 0.2, 0.5, 1.0, 2.0)  # waits between attempts; the last one repeats
 GOODBYE_S = 2.0  # how long the last messages may take to be sent
-_END = object()
+_LAST = object()
 
 
 class Worker:
@@ -42,7 +40,7 @@ class Worker:
         training: Callable[[int], Shard],
         validation: Callable[[int], Shard],
     ) -> None:
-        self._hello = training_pb2.WorkerHello(
+        hello = training_pb2.WorkerHello(
             job_id=job_id,
             worker_id=worker_id,
             host=socket.gethostname(),
@@ -50,180 +48,176 @@ class Worker:
             numerics=numerics.fingerprint(),
         )
         self._server = server
-        self._num_cpus = num_cpus
-        self._training = training
-        self._validation = validation
-        self._leaving = threading.Event()
-        self._session: _Session | None = None
+        self._make_engine: Callable[[Job], Engine] = lambda job: Engine(
+            job.spec, job.chunk_elements, training=training, validation=validation, num_cpus=num_cpus
+        )
+        self._engine: tuple[Job, Engine] | None = None
+        self._lock = threading.Lock()  # around the session and what its effects change
+        self._session = Session(hello)
+        self._stream: _Stream | None = None
+        self._wait_s = 0.0  # before the next dial
+        self._end: End | None = None
+        self._ended = threading.Event()
+        # (computation, its stream), then None; or what ended another thread
+        self._tasks: queue.SimpleQueue[tuple[Compute, _Stream] | BaseException | None] = queue.SimpleQueue()
 
     def leave(self) -> None:
         """Have `run` end soon: the server gives the worker's shards to others."""
-        self._leaving.set()
-        session = self._session
-        if session is not None:
-            session.interrupt()
+        with self._lock:
+            self._carry(self._session.leave())
+        failpoints.hit("worker.leaving")
 
     def run(self) -> str:
-        """Serve the job. Return why it ended."""
-        attempt = 0
-        while not self._leaving.is_set():
+        """Serve the job. Return why it ended; raise WorkerError if that was a computation that failed."""
+        threads = [
+            threading.Thread(target=self._guard, args=[run], name=f"worker{run.__name__}", daemon=True)
+            for run in (self._link, self._tick)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            self._work_off()
+            threads[0].join(GOODBYE_S)
+        finally:
+            self._ended.set()
+            with self._lock:
+                if self._stream is not None:
+                    self._stream.cancel()
+            for thread in threads:
+                thread.join()
+        assert self._end is not None
+        if self._end.failed:
+            raise WorkerError(self._end.reason)
+        return self._end.reason
+
+    # The calling thread.
+
+    def _work_off(self) -> None:
+        while (item := self._tasks.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            self._compute(*item)
+
+    def _compute(self, computation: Compute, stream: "_Stream") -> None:
+        def send(message: bytes) -> None:
+            failpoints.hit("worker.send")
+            stream.send(message)
+
+        def superseded() -> bool:
+            return self._session.superseded(computation)
+
+        try:
+            if not superseded():
+                failpoints.hit("worker.work")
+                engine = self._engine_for(computation.job)
+                engine.answer(computation.task, computation.parameters, send, superseded)
+                failpoints.hit("worker.sent")
+        except Exception as error:
+            logger.exception("cannot compute step %d", computation.task.version)
+            with self._lock:
+                self._carry(self._session.failed(error))
+        else:
+            with self._lock:
+                self._carry(self._session.computed())
+
+    def _engine_for(self, job: Job) -> Engine:
+        if self._engine is None or self._engine[0] is not job:
+            self._engine = None  # before the next one takes its memory
+            self._engine = (job, self._make_engine(job))
+        return self._engine[1]
+
+    # The other threads.
+
+    def _guard(self, run: Callable[[], None]) -> None:
+        """Have the end of a thread by an error end the worker: without it nothing would go on."""
+        try:
+            run()
+        except BaseException as error:
+            self._tasks.put(error)
+
+    def _link(self) -> None:
+        while not self._ended.wait(self._wait_s):
             failpoints.hit("worker.dial")
             with channels.connect(self._server) as channel:
-                self._session = _Session(channel, self._hello, self._engine, self._leaving)
-                try:
-                    return self._session.serve()
-                except grpc.RpcError as error:
-                    attempt = 0 if self._session.welcomed else attempt + 1
-                    logger.info("lost the server: %s", _details(error))
-            self._leaving.wait(REDIAL_S[min(attempt, len(REDIAL_S) - 1)])
-        return "told to leave"
+                stream = _Stream(channel)
+                with self._lock:
+                    self._stream = stream
+                    self._carry(self._session.opened(time.monotonic()))
+                failpoints.hit("worker.hello")
+                reason = self._read(stream)
+                with self._lock:
+                    if self._stream is stream:
+                        self._carry(self._session.lost(reason, time.monotonic()))
+                stream.cancel()
 
-    def _engine(self, welcome: training_pb2.Welcome) -> Engine:
-        return Engine(
-            welcome.spec,
-            welcome.chunk_elements,
-            training=self._training,
-            validation=self._validation,
-            num_cpus=self._num_cpus,
-        )
+    def _read(self, stream: "_Stream") -> str:
+        """Give the session what comes, until nothing more does. Return why."""
+        try:
+            for message in stream.call:
+                failpoints.hit("worker.read")
+                with self._lock:
+                    if self._stream is not stream:
+                        return "given up"
+                    effects = self._session.received(message, time.monotonic())
+                    if effects:
+                        self._carry(effects)
+        except grpc.RpcError as error:
+            return str(error.details())
+        except Exception as error:
+            logger.exception("a defect of the exchange")
+            return f"a defect: {error!r}"
+        return "the server closed the stream"
+
+    def _tick(self) -> None:
+        while not self._ended.wait(self._session.period_s):
+            failpoints.hit("worker.heartbeat")
+            with self._lock:
+                self._carry(self._session.tick(time.monotonic()))
+
+    # Effects; the lock is held.
+
+    def _carry(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Send(message):
+                    assert self._stream is not None
+                    self._stream.send(message)
+                case Compute():
+                    assert self._stream is not None
+                    self._tasks.put((effect, self._stream))
+                case Dial(wait_s, reason, first):
+                    log = logger.info if first else logger.debug  # one line, however long it is away
+                    log("lost the server at %s: %s; dialling again", self._server, reason)
+                    self._wait_s = wait_s
+                    if self._stream is not None:
+                        self._stream.cancel()
+                        self._stream = None
+                case End():
+                    self._end = effect
+                    self._ended.set()
+                    if self._stream is not None:
+                        self._stream.finish()
+                    self._tasks.put(None)
 
 
-class _Session:
-    """One connection, from hello to goodbye."""
+class _Stream:
+    """One call, from hello to its end."""
 
-    def __init__(
-        self,
-        channel: grpc.Channel,
-        hello: training_pb2.WorkerHello,
-        make_engine: Callable[[training_pb2.Welcome], Engine],
-        leaving: threading.Event,
-    ) -> None:
-        self._make_engine = make_engine
-        self._leaving = leaving
+    def __init__(self, channel: grpc.Channel) -> None:
         self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._incoming: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._newest_version = -1  # of the Work messages that have been read, if not yet acted on
-        self.welcomed = False
-        self._send(hello=hello)
         exchange: Any = channel.stream_stream(
             "/lockstep.v1.TrainingService/Exchange",
             request_serializer=None,
             response_deserializer=codec.decode_server_message,
         )
-        self._call = exchange(iter(self._outgoing.get, _END))
+        self.call = exchange(iter(self._outgoing.get, _LAST))
+        self.send: Callable[[bytes], None] = self._outgoing.put
 
-    def serve(self) -> str:
-        """Work off what the server sends. Return the reason of its goodbye; raise RpcError if the stream breaks."""
-        failpoints.hit("worker.hello")
-        reader = threading.Thread(target=self._read, name="reader", daemon=True)
-        reader.start()
-        try:
-            reason = self._work_off()
-            self._outgoing.put(_END)
-            reader.join(GOODBYE_S)
-            return reason
-        finally:
-            self._outgoing.put(_END)
-            self._call.cancel()
-            reader.join()
+    def finish(self) -> None:
+        """Send nothing more than what is queued."""
+        self._outgoing.put(_LAST)
 
-    def interrupt(self) -> None:
-        """Wake the computing thread, which then sees that it is to leave."""
-        self._incoming.put(None)
-
-    def _read(self) -> None:
-        try:
-            for message in self._call:
-                failpoints.hit("worker.read")
-                if not isinstance(message, ParameterChunk) and message.WhichOneof("kind") == "work":
-                    self._newest_version = max(self._newest_version, message.work.version)
-                self._incoming.put(message)
-            self._incoming.put(ConnectionAbortedError("the server closed the stream"))
-        except grpc.RpcError as error:
-            self._incoming.put(error)
-
-    def _work_off(self) -> str:
-        engine: Engine | None = None
-        following: Following | None = None
-        for message in self._messages():
-            if isinstance(message, ParameterChunk):
-                assert following is not None
-                failpoints.hit("worker.chunk")
-                following.chunk(message)
-                continue
-            kind = message.WhichOneof("kind")
-            if kind == "goodbye":
-                failpoints.hit("worker.goodbye")
-                return str(message.goodbye.reason)
-            if kind == "welcome":
-                failpoints.hit("worker.welcome")
-                self.welcomed = True
-                engine = self._make_engine(message.welcome)
-                following = Following(message.welcome.spec, message.welcome.chunk_elements)
-                self._start_heartbeat(message.welcome.lease_s / HEARTBEATS_PER_LEASE)
-            elif kind == "work":
-                assert engine is not None
-                assert following is not None
-                self._compute(engine, following, message.work)
-        self._send(leaving=training_pb2.WorkerLeaving())
-        failpoints.hit("worker.leaving")
-        return "told to leave"
-
-    def _messages(self) -> Iterator[Any]:
-        """Yield messages until the worker is to leave; raise what broke the stream."""
-        while not self._leaving.is_set():
-            message = self._incoming.get()
-            if isinstance(message, ConnectionAbortedError):
-                raise _StreamClosedError
-            if isinstance(message, grpc.RpcError):
-                raise message
-            if message is not None:
-                yield message
-
-    def _compute(self, engine: Engine, following: Following, work: training_pb2.Work) -> None:
-        task = following.work(work)
-        if task is None or self._superseded(task.version):
-            return
-        try:
-            failpoints.hit("worker.work")
-            engine.run(task, following.parameters, self._emit, lambda: self._superseded(task.version))
-            failpoints.hit("worker.sent")
-        except DataError as error:
-            self._send(failure=training_pb2.WorkerFailure(message=error.message, error_type=error.error_type))
-        except Exception as error:
-            logger.exception("cannot compute step %d", task.version)
-            message = f"a worker cannot compute step {task.version}: {type(error).__name__}: {error}"
-            failure = training_pb2.WorkerFailure(message=message, error_type=service_pb2.ERROR_TYPE_INTERNAL)
-            self._send(failure=failure)
-
-    def _superseded(self, version: int) -> bool:
-        return self._newest_version > version or self._leaving.is_set()
-
-    def _emit(self, chunk: NodeChunk) -> None:
-        failpoints.hit("worker.send")
-        self._outgoing.put(codec.encode_node_chunk(chunk))
-
-    def _send(self, **kind: Any) -> None:
-        self._outgoing.put(training_pb2.WorkerMessage(**kind).SerializeToString())
-
-    def _start_heartbeat(self, period_s: float) -> None:
-        heartbeat = training_pb2.WorkerMessage(heartbeat=training_pb2.Heartbeat()).SerializeToString()
-
-        def beat() -> None:
-            done = threading.Event()
-            if not self._call.add_callback(done.set):
-                return  # the call has ended already
-            while not done.wait(period_s):
-                failpoints.hit("worker.heartbeat")
-                self._outgoing.put(heartbeat)
-
-        threading.Thread(target=beat, name="heartbeat", daemon=True).start()
-
-
-class _StreamClosedError(grpc.RpcError):
-    """The server closed the stream without a goodbye."""
-
-
-def _details(error: grpc.RpcError) -> str:
-    details = getattr(error, "details", None)  # a call's error has them
-    return str(details() if details else error)
+    def cancel(self) -> None:
+        """Close it at once."""
+        self._outgoing.put(_LAST)
+        self.call.cancel()

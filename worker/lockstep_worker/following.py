@@ -1,7 +1,9 @@
 """What a worker makes of the server's messages: a state machine without I/O and threads.
 
 The worker holds the present version whole and fills the next one chunk by chunk. A Work message says that the next
-version is whole, and what to compute from it.
+version is whole, and what to compute from it. A version that is being computed from is left alone until it is given
+back, whatever comes in meanwhile; so there are two arrays, and a third one where a computation takes longer than the
+others' step.
 """
 
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ class Task:
 
     attempt: int
     version: int
-    evaluate: bool
+    kind: training_pb2.WorkKind.ValueType
     epoch: int
     step_in_epoch: int
     ranges: tuple[Range, ...]
@@ -41,8 +43,14 @@ class Following:
         layout = Layout.from_spec(spec)
         self._chunking = Chunking(layout.num_parameters, chunk_elements)
         self.parameters: Array = np.zeros(layout.num_parameters, layout.dtype)
-        self._incoming: Array = np.zeros(layout.num_parameters, layout.dtype)
+        self._incoming: Array | None = None
+        self._spare: Array | None = None
+        self._lent: Array | None = None
         self._layout = layout
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin again as a newcomer, who has no version."""
         self._version = -1
         self._incoming_version = -1
         self._arrived: set[int] = set()
@@ -50,10 +58,9 @@ class Following:
     def chunk(self, chunk: ParameterChunk) -> None:
         """Take in a chunk. The first one of another version begins that version."""
         if chunk.version != self._incoming_version:
-            self._incoming_version = chunk.version
-            self._arrived.clear()
+            self._begin(chunk.version)
         lo, hi = self._chunking.range(chunk.chunk_index)
-        self._incoming[lo:hi] = np.frombuffer(chunk.data, self._layout.dtype)
+        self._incoming[lo:hi] = np.frombuffer(chunk.data, self._layout.dtype)  # type: ignore[index]
         self._arrived.add(chunk.chunk_index)
 
     def work(self, work: training_pb2.Work) -> Task | None:
@@ -68,17 +75,39 @@ class Following:
         return Task(
             attempt=work.attempt,
             version=work.version,
-            evaluate=work.kind == training_pb2.WORK_KIND_EVALUATE,
+            kind=work.kind,
             epoch=work.epoch,
             step_in_epoch=work.step_in_epoch,
             ranges=tuple((part.lo, part.hi) for part in work.ranges),
         )
 
+    def lend(self) -> Array:
+        """Return the present version's parameters, which stay as they are until they are given back."""
+        assert self._lent is None
+        self._lent = self.parameters
+        return self._lent
+
+    def give_back(self) -> None:
+        """Take note that nobody computes from what was lent any more."""
+        if self._lent is not None and self._lent is not self.parameters:
+            self._spare = self._lent
+        self._lent = None
+
+    def _begin(self, version: int) -> None:
+        if self._incoming is None:
+            self._incoming = np.empty_like(self.parameters) if self._spare is None else self._spare
+            self._spare = None
+        self._incoming_version = version
+        self._arrived.clear()
+
     def _turn_to(self, version: int) -> None:
         if self._incoming_version != version or len(self._arrived) != self._chunking.num_chunks:
             have = f"{len(self._arrived)} of {self._chunking.num_chunks} chunks of version {self._incoming_version}"
             raise ProtocolError(f"version {version} is not whole: have {have}")
-        self.parameters, self._incoming = self._incoming, self.parameters
+        assert self._incoming is not None
+        if self.parameters is not self._lent:
+            self._spare = self.parameters
+        self.parameters, self._incoming = self._incoming, None
         self._version = version
         self._incoming_version = -1
         self._arrived.clear()

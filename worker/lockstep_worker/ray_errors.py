@@ -4,10 +4,14 @@ import re
 
 import ray
 
+from lockstep_worker.errors import WorkerError
+
 
 def in_words(error: BaseException) -> str:
     """Say why a task or an actor's call gave no value."""
     if isinstance(error, ray.exceptions.RayTaskError):
+        if isinstance(error.cause, WorkerError):
+            return str(error.cause)
         return f"{type(error.cause).__name__}: {_first_line(error.cause)}"
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return "its machine ran out of memory"

@@ -1,0 +1,106 @@
+"""What a worker answers to a task. That its sums have the right bits is shown by the tests across houses."""
+
+import numpy as np
+import pytest
+
+from lockstep_proto import codec
+from lockstep_proto.codec import NodeChunk
+from lockstep_proto.layout import Layout
+from lockstep_proto.spec import read_spec
+from lockstep_proto.v1 import training_pb2
+from lockstep_worker.engine import Engine
+from lockstep_worker.following import Task
+from lockstep_worker.shard import Shard
+
+SPEC = read_spec(
+    {
+        "network": {"inputs": 1, "layers": [{"units": 1, "activation": "identity"}, {"units": 1}]},
+        "loss": "squared_error",
+        "batch_size": "full",
+        "epochs": 1,
+        "shards": 5,
+    }
+)
+LAYOUT = Layout.from_spec(SPEC)
+STEP, EXAMINE = training_pb2.WORK_KIND_STEP, training_pb2.WORK_KIND_EXAMINE
+
+
+def task(kind, *ranges):
+    return Task(attempt=2, version=7, kind=kind, epoch=0, step_in_epoch=0, ranges=ranges)
+
+
+def shard(x, y):
+    return Shard(np.array([[x]], np.float32), np.array([[y]], np.float32))
+
+
+class Asked:
+    """An engine whose shards are all good but some, and which of them it computed."""
+
+    def __init__(self, bad, num_cpus=1):
+        self.fetched = []
+        good = shard(1.0, 0.5)
+
+        def fetch(i):
+            self.fetched.append(i)
+            return bad.get(i, good)
+
+        self.engine = Engine(SPEC, 2, training=fetch, validation=fetch, num_cpus=num_cpus)
+
+    def answer(self, what, w2=1.0, w3=1.0, superseded=lambda: False):
+        parameters = np.array([w2, 0.0, w3, 0.0], np.float32)
+        sent = []
+        self.engine.answer(what, parameters, sent.append, superseded)
+        return [codec.decode_worker_message(message) for message in sent]
+
+
+def finding(shard=None, layer=0, ranges=((0, 5),)):
+    parts = [training_pb2.ShardRange(lo=lo, hi=hi) for lo, hi in ranges]
+    found = training_pb2.Finding(attempt=2, step=7, ranges=parts, shard=shard, layer=layer)
+    return [training_pb2.WorkerMessage(finding=found)]
+
+
+def test_a_step_is_answered_by_chunks_of_its_top_nodes():
+    chunks = Asked({}).answer(task(STEP, (0, 4), (4, 5)))
+    assert all(isinstance(chunk, NodeChunk) for chunk in chunks)
+    assert {(chunk.node, chunk.chunk_index) for chunk in chunks} == {(n, i) for n in ((0, 4), (4, 5)) for i in (0, 1)}
+    assert {(chunk.attempt, chunk.step) for chunk in chunks} == {(2, 7)}
+
+
+def test_an_examination_of_finite_shards_finds_none():
+    asked = Asked({})
+    assert asked.answer(task(EXAMINE, (0, 2), (4, 5))) == finding(ranges=((0, 2), (4, 5)))
+    assert asked.fetched == [0, 1, 4]
+
+
+# with x = 1: δ^3 = w3 w2 − y, ΔW^3 = w2 δ^3, δ^2 = w3 δ^3 = ΔW^2, q = δ^3² / 2
+NAN, OUTPUT, LOSS, FIRST = shard(np.nan, 0.0), shard(1e25, 0.0), shard(1.0, 1e25), shard(1.0, 1e10)
+
+
+@pytest.mark.parametrize(
+    ("bad", "weights", "layer"),
+    [
+        pytest.param(NAN, (1.0, 1.0), 3, id="everything: the last layer"),
+        pytest.param(OUTPUT, (1.0, 1.0), 3, id="the gradients and the loss: the last layer"),
+        pytest.param(FIRST, (1.0, 1e30), 2, id="only what goes back through a large weight"),
+        pytest.param(LOSS, (1.0, 1.0), 0, id="the loss alone"),
+    ],
+)
+@pytest.mark.parametrize("num_cpus", [1, 2])
+def test_an_examination_names_the_first_shard_and_its_first_layer_of_the_backward_pass(bad, weights, layer, num_cpus):
+    w2, w3 = weights
+    good = shard(0.0, 0.0)
+    asked = Asked({0: good, 1: good, 2: good, 3: bad, 4: NAN}, num_cpus)
+    assert asked.answer(task(EXAMINE, (0, 5)), w2, w3) == finding(3, layer)
+
+
+def test_shards_after_the_first_bad_one_are_not_computed():
+    asked = Asked({1: NAN})
+    assert asked.answer(task(EXAMINE, (3, 5), (0, 3))) == finding(1, 3, ((3, 5), (0, 3)))
+    assert asked.fetched == [0, 1]
+
+
+@pytest.mark.parametrize("kind", [STEP, EXAMINE])
+def test_what_is_superseded_is_left_off_between_shards_and_not_answered(kind):
+    asked = Asked({0: NAN})
+    assert asked.answer(task(kind, (0, 4)), superseded=lambda: bool(asked.fetched)) == []
+    assert asked.fetched == [0]
