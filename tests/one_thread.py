@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 
 from lockstep_proto import codec
-from lockstep_proto.codec import ParameterChunk
+from lockstep_proto.codec import NodeChunk, ParameterChunk
 from lockstep_proto.layout import Layout
 from lockstep_proto.rows import shard_range
 from lockstep_server.checkpoints import Checkpoint
@@ -55,9 +55,7 @@ class Peer:
         task = self.following.work(message.work)
         if task is not None and task.version >= self.superseded_by:
             parameters = self.following.parameters
-            self.engine.run(
-                task, parameters, lambda c: self.to_server.append(codec.encode_node_chunk(c)), lambda: False
-            )
+            self.engine.answer(task, parameters, self.to_server.append, lambda: False)
 
 
 class OneThreadCluster:
@@ -113,9 +111,14 @@ class OneThreadCluster:
                 peer.receive()
                 break
             if stream is peer.to_server:
-                chunk = codec.decode_worker_message(stream.popleft())
-                self.carry(self.training.chunk_received(peer.worker_id, chunk, self.now))
+                self.hear(peer.worker_id, codec.decode_worker_message(stream.popleft()))
                 break
+
+    def hear(self, worker_id, message):
+        if isinstance(message, NodeChunk):
+            self.carry(self.training.chunk_received(worker_id, message, self.now))
+        else:
+            self.carry(self.training.finding_received(worker_id, message.finding, self.now))
 
     def carry(self, effects):
         for effect in effects:

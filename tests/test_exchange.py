@@ -183,18 +183,28 @@ def test_a_worker_with_other_numerics_is_refused_naming_the_field():
         assert host.listener.events == [reason]
 
 
-def test_a_computation_that_fails_ends_the_job_with_its_cause():
+def broken_worker(host, name):
+    def no_room(shard):
+        raise MemoryError("no room for shard")
+
+    made = Worker(name, "job", host.address, num_cpus=1, training=no_room, validation=no_room)
+    return host.pool.submit(made.run)
+
+
+def test_a_computation_that_fails_costs_its_worker_and_others_go_on(expected):
     with Host() as host:
+        assert isinstance(broken_worker(host, "broken").exception(WAIT_S), WorkerError)
+        host.worker("a")
+        assert host.digest == expected
 
-        def broken(shard):
-            raise MemoryError("no room for shard")
 
-        made = Worker("a", "job", host.address, num_cpus=1, training=broken, validation=broken)
-        running = host.pool.submit(made.run)
+def test_a_step_that_no_worker_can_compute_fails_the_job_with_its_cause():
+    with Host() as host:
+        for name in "abc":
+            assert isinstance(broken_worker(host, name).exception(WAIT_S), WorkerError)
         assert host.listener.ending.wait(WAIT_S)
         assert host.listener.outcome.state == service_pb2.JOB_STATE_FAILED
         assert host.listener.outcome.message == "a worker cannot compute step 0: MemoryError: no room for shard"
-        assert isinstance(running.exception(WAIT_S), WorkerError)
 
 
 def raise_a_defect(*_):

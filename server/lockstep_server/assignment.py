@@ -1,5 +1,7 @@
-"""Which worker computes which shards: contiguous ranges, balanced by CPUs, cut so that few nodes travel."""
+"""Which worker computes which shards: contiguous ranges, balanced by CPUs or speed, cut so that few nodes travel."""
 
+import heapq
+import itertools
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -37,6 +39,30 @@ def _assign(num_shards: int, cpus: tuple[int, ...]) -> tuple[Range, ...]:
         ends = following
     cuts = ends[num_shards][1]
     return tuple(zip((0, *cuts[:-1]), cuts, strict=True))
+
+
+@lru_cache(maxsize=256)
+def count_by_speed(num_shards: int, cpus: tuple[int, ...], slowness: tuple[int, ...]) -> tuple[int, ...]:
+    """Return how many shards each worker gets such that the last one is done as early as can be.
+
+    `slowness` has how many times the usual each worker takes for a turn: one shard on each of its CPUs, side by side.
+    """
+    counts = [0] * len(cpus)
+    done = [(times, i) for i, times in enumerate(slowness)]  # when a worker would be done with one turn more
+    heapq.heapify(done)
+    left = num_shards
+    while left:
+        at, i = heapq.heappop(done)
+        taken = min(cpus[i], left)
+        counts[i] += taken
+        left -= taken
+        heapq.heappush(done, (at + slowness[i], i))
+    return tuple(counts)
+
+
+def ranges_of(counts: Sequence[int]) -> list[Range]:
+    """Return contiguous ranges of so many shards each."""
+    return list(itertools.pairwise([0, *itertools.accumulate(counts)]))
 
 
 def deal(shards: Sequence[Range], cpus: Sequence[int]) -> list[list[Range]]:

@@ -1,8 +1,11 @@
 """The workers of a training: who is there, who has the present version, who has gone silent."""
 
+import math
 from dataclasses import dataclass, field
 
+from lockstep_proto.tree import Node, top_nodes
 from lockstep_server.assignment import Range
+from lockstep_server.pace import Pace, turns
 
 TICKS_PER_LEASE = 4  # how often time is looked at; a hung worker is noticed at most this fraction late
 
@@ -16,6 +19,30 @@ class WorkerView:
     heard_s: float
     synced: bool = False  # has the present version, or it is on its way, and gets every chunk of the next
     ranges: list[Range] = field(default_factory=list)  # its shards in this round
+    num_due: int = 0  # chunks of them that have yet to arrive
+    begun_s: float = 0.0  # when it was given the first of them
+    moved_s: float = 0.0  # when the last chunk arrived, or it was given shards
+    late_s: float = math.inf  # when it will be late with them
+    took_s: float | None = None  # seconds it took for its first shards of this round
+    paces: dict[bool, Pace] = field(default_factory=lambda: {False: Pace(), True: Pace()})  # True: of evaluations
+
+    @property
+    def pace(self) -> Pace:
+        """Its pace in steps."""
+        return self.paces[False]
+
+    @property
+    def num_turns(self) -> int:
+        """Turns that its shards of this round take."""
+        return turns(sum(hi - lo for lo, hi in self.ranges), self.num_cpus)
+
+    def nodes(self, num_shards: int) -> list[Node]:
+        """Return the nodes that it sends for its shards."""
+        return [node for lo, hi in self.ranges for node in top_nodes(lo, hi, num_shards)]
+
+    def rest(self) -> None:
+        """Have no shards."""
+        self.ranges, self.num_due, self.late_s, self.took_s = [], 0, math.inf, None
 
 
 class Crew(dict[str, WorkerView]):
@@ -39,6 +66,7 @@ class Crew(dict[str, WorkerView]):
         if stood_still > period:
             for worker in self.values():
                 worker.heard_s += stood_still
+                worker.moved_s += stood_still
         return [worker.worker_id for worker in self.values() if now - worker.heard_s > self.lease_s]
 
     @property
@@ -48,4 +76,4 @@ class Crew(dict[str, WorkerView]):
 
     def idle_first(self) -> list[WorkerView]:
         """Return all workers, those without shards first."""
-        return sorted(self.values(), key=lambda worker: bool(worker.ranges))
+        return sorted(self.values(), key=lambda worker: (worker.num_due > 0, worker.pace.slow))

@@ -23,8 +23,7 @@ class Measures:
         self.num_bytes_out = 0
         self._job_id = job_id
         self._metrics = metrics
-        self._num_duplicates = 0  # told so far
-        self._num_reassigned = 0
+        self._told = (0, 0, 0, 0)  # duplicates, reassigned, speculative, corrupt
         metrics.job_started(job_id)
 
     def step_done(self, record: StepRecord) -> None:
@@ -50,6 +49,9 @@ class Measures:
         """Tell what is not worth telling at every step."""
         computing = sum(1 for worker in training.workers.values() if worker.ranges)
         self._metrics.workers(self._job_id, {"computing": computing, "idle": len(training.workers) - computing})
-        self._metrics.duplicates(self._job_id, training.num_duplicates - self._num_duplicates)
-        self._metrics.reassigned(self._job_id, training.num_reassigned - self._num_reassigned)
-        self._num_duplicates, self._num_reassigned = training.num_duplicates, training.num_reassigned
+        metrics, handout = self._metrics, training.handout
+        tellers = (metrics.duplicates, metrics.reassigned, metrics.speculative, metrics.corrupt)
+        counts = (training.num_duplicates, handout.num_reassigned, handout.num_speculative, training.num_corrupt)
+        for tell, count, told in zip(tellers, counts, self._told, strict=True):
+            tell(self._job_id, count - told)
+        self._told = counts

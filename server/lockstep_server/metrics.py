@@ -48,6 +48,14 @@ class Metrics:
         self._make_training_metrics()
         self._make_cluster_metrics()
         self._make_server_metrics()
+        self._counters = (
+            self._rows,
+            self._updates,
+            self._reassigned,
+            self._duplicates,
+            self._speculative,
+            self._corrupt,
+        )
 
     def _make_training_metrics(self) -> None:
         self._step = self._gauge("step", "Steps done: the version of the parameters.")
@@ -69,6 +77,7 @@ class Metrics:
         self._reassigned = self._counter("shards_reassigned", "Shards given to another worker in mid-step.")
         self._duplicates = self._counter("duplicates_dropped", "Chunks that arrived late or again.")
         self._speculative = self._counter("speculative_copies", "Shards also given to an idle worker.")
+        self._corrupt = self._counter("corrupt_copies", "Nodes of which two copies differed.")
         self._checkpoint_s = self._gauge("checkpoint_seconds", "Seconds the last checkpoint took to write.")
         self._checkpoint_bytes = self._gauge("checkpoint_bytes", "Size of the last checkpoint.")
         self._checkpoint_age_s = self._gauge("checkpoint_age_seconds", "Seconds since the last checkpoint.")
@@ -105,7 +114,7 @@ class Metrics:
         with self._lock:
             self._ended_s.pop(job_id, None)
             series = self._of(job_id)
-            for counter in (self._rows, self._updates, self._reassigned, self._duplicates, self._speculative):
+            for counter in self._counters:
                 series[counter]
             for direction in ("in", "out"):
                 series[self._bytes, direction]
@@ -169,6 +178,10 @@ class Metrics:
     def speculative(self, job_id: str, count: int) -> None:
         """Count shards that were also given to an idle worker."""
         self._of(job_id)[self._speculative].inc(count)
+
+    def corrupt(self, job_id: str, count: int) -> None:
+        """Count nodes of which two copies differed."""
+        self._of(job_id)[self._corrupt].inc(count)
 
     def checkpoint(self, job_id: str, seconds: float, num_bytes: int) -> None:
         """Take a checkpoint that has been written."""

@@ -49,6 +49,11 @@ class Reduction:
         self._spare: list[Array] = []
 
     @property
+    def num_chunks(self) -> int:
+        """Chunks of a node's value."""
+        return len(self._chunks)
+
+    @property
     def complete(self) -> bool:
         """Whether every chunk has its root."""
         return self._open == 0

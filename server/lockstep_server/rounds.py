@@ -1,29 +1,55 @@
 """A round: the work that all workers share at one version."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from lockstep_proto.codec import NodeChunk, Sums
 from lockstep_proto.layout import Chunking
 from lockstep_proto.v1 import training_pb2
 from lockstep_server.assignment import Range
 from lockstep_server.reduction import Reduction
+from lockstep_server.witnesses import Witnesses
+
+Kind: TypeAlias = training_pb2.WorkKind.ValueType
+STEP: Kind = training_pb2.WORK_KIND_STEP
+EVALUATE: Kind = training_pb2.WORK_KIND_EVALUATE
+EXAMINE: Kind = training_pb2.WORK_KIND_EXAMINE
 
 
 @dataclass
 class Round:
-    """A step or an evaluation, until its root is there."""
+    """A step, an evaluation or an examination, until all of it is there."""
 
-    kind: training_pb2.WorkKind.ValueType
+    kind: Kind
     reduction: Reduction
     started_s: float
     sums: Sums | None = None
     compute_s: dict[str, float] = field(default_factory=dict)
     orphans: list[Range] = field(default_factory=list)  # shards that no worker has
+    witnesses: Witnesses = field(default_factory=Witnesses)
+    whole: bool = False  # whether every chunk has its root, and has been used
+    problem: str = ""  # what an examination looks for
+    found: tuple[int, int] | None = None  # the first shard that is not finite, and its layer; 0 for the loss
 
     @property
     def evaluates(self) -> bool:
         """Whether it is an evaluation."""
-        return self.kind == training_pb2.WORK_KIND_EVALUATE
+        return self.kind == EVALUATE
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is to come that matters."""
+        return self.whole and self.witnesses.content
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks of a node's value."""
+        return self.reduction.num_chunks
+
+    def missing(self, ranges: Iterable[Range]) -> list[Range]:
+        """Return the parts of some ranges that have yet to arrive."""
+        return [gap for lo, hi in ranges for gap in self.reduction.missing(lo, hi)]
 
     def computed(self, worker_id: str, compute_s: float) -> None:
         """Take note of how long a worker has computed so far."""

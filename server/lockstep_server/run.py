@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from typing import Any
@@ -68,7 +69,10 @@ class JobRun:
         self.measures = Measures(job_id, metrics, clock())
         self._outboxes: dict[str, Outbox] = {}
         self._infos: dict[str, service_pb2.WorkerInfo] = {}
-        self._ticking = asyncio.get_running_loop().create_task(self._tick())
+        self._loop = asyncio.get_running_loop()
+        self._ticking = self._loop.create_task(self._tick())
+        self._look_at_s = math.inf  # when the training is looked at before the next tick
+        self._looking: asyncio.TimerHandle | None = None
 
     # What a status shows.
 
@@ -142,6 +146,8 @@ class JobRun:
     def close(self) -> None:
         """Stop looking at the time: nothing follows."""
         self._ticking.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
 
     # The stream of one worker.
 
@@ -190,7 +196,9 @@ class JobRun:
                 return True
             case "failure":
                 told = message.failure
-                self.end(Outcome(service_pb2.JOB_STATE_FAILED, error_type=told.error_type, message=told.message))
+                self._carry(self.training.worker_failed(worker_id, told.error_type, told.message, self._clock()))
+            case "finding":
+                self._carry(self.training.finding_received(worker_id, message.finding, self._clock()))
             case _:
                 self.training.workers.heard(worker_id, self._clock())
         return False
@@ -254,6 +262,20 @@ class JobRun:
                 for outbox in self._outboxes.values():
                     outbox.put_if_empty(self.training.version, _HEARTBEAT)
 
+    def _look(self) -> None:
+        self._look_at_s = math.inf
+        with self._defects_end_it():
+            self._carry(self.training.tick(self._clock()))
+
+    def _look_in_time(self) -> None:
+        """Look at the training when it wants that; a look that is planned already for before will plan the next."""
+        wanted_s = self.training.handout.look_s
+        if wanted_s < self._look_at_s and not self.training.ended:
+            if self._looking is not None:
+                self._looking.cancel()
+            self._look_at_s = wanted_s
+            self._looking = self._loop.call_later(max(wanted_s - self._clock(), 0.0), self._look)
+
     def _carry(self, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:
@@ -286,6 +308,7 @@ class JobRun:
                         outbox.close(goodbye)
                     self.measures.count(self.training)
                     self._listener.ended(outcome)
+        self._look_in_time()
 
     def _send(self, effect: Send) -> None:
         for worker_id in effect.worker_ids:

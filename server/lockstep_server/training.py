@@ -1,31 +1,44 @@
 """The training of one job: a state machine without I/O.
 
 An event in (a worker came or went, a chunk arrived, time passed, a person asked), a list of effects out. It has no
-clock, no socket and no await: times come with the events, in seconds. A round is a step or an evaluation at one
-version; between rounds `_advance` decides what follows.
+clock, no socket and no await: times come with the events, in seconds. A round is a step, an evaluation or an
+examination at one version; between rounds `_advance` decides what follows.
 """
 
+import contextlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from lockstep_proto import tree
 from lockstep_proto.codec import NodeChunk, Sums
 from lockstep_proto.layout import Layout
 from lockstep_proto.v1 import job_pb2, service_pb2, training_pb2
-from lockstep_server.assignment import Range, assign, deal
+from lockstep_server import words
+from lockstep_server.arbiter import Arbiter, UndecidedError
 from lockstep_server.checkpoints import Checkpoint
 from lockstep_server.crew import Crew, WorkerView
+from lockstep_server.dispatch import Dispatch
 from lockstep_server.effects import Dismiss, Effect, Ended, EpochDone, Forget, Keep, Notice, Send, StepDone
+from lockstep_server.handout import Gift, Handout
 from lockstep_server.keeping import Keeping
 from lockstep_server.parameters import Parameters
 from lockstep_server.progress import Plan, Progress, describe_stop, stop_reason
 from lockstep_server.records import KeptVersion, Outcome, StepRecord
 from lockstep_server.reduction import DuplicateValueError, NotANodeError, Reduction, Value
-from lockstep_server.rounds import Round, check_size
-from lockstep_server.update import NotFiniteError, ParameterUpdate
+from lockstep_server.rounds import EVALUATE, EXAMINE, STEP, Kind, Round, check_size
+from lockstep_server.update import NotFiniteError, OverflowedError, ParameterUpdate
+from lockstep_server.waiting import Waiting
+from lockstep_server.witnesses import Dispute, Verdict
 
 Array = npt.NDArray[Any]
+INFO, WARNING = service_pb2.SEVERITY_INFO, service_pb2.SEVERITY_WARNING
+STUCK_S = 300.0  # a worker whose heart beats but that delivers nothing for so long is given up; with slow steps, later
+HALT_S = 10.0  # a stop or pause waits so long for the step under way; then it ends at the version before it
+TELL_LATE_S = 10.0  # people hear of late workers so often; the metrics count each time
+MAX_FAILURES = 3  # workers that cannot compute the same step; then it is not the worker
 
 
 class Training:
@@ -59,17 +72,23 @@ class Training:
         self._best: Parameters | None = None
         self._start_best = start.best
         self.workers = Crew(lease_s, now)
+        self.handout = Handout(self.workers, spec.shards, STUCK_S)
+        self.arbiter = Arbiter(spec, self.workers, self.handout)
+        self._dispatch = Dispatch(attempt, self.update, self.progress)
         self.num_duplicates = 0
-        self.num_reassigned = 0
+        self.num_corrupt = 0
         self.ended = False
         self._labels = has_accuracy(spec)
         self._dtype = Layout.from_spec(spec).dtype
         self._steps = Reduction(spec.shards, self.update.chunking.num_chunks)
-        self._evaluations = Reduction(spec.shards, 1)
+        self._whole_nodes = Reduction(spec.shards, 1)  # of rounds in which a node has no gradient
         self._round: Round | None = None
-        self._waiting_since_s: float | None = now
+        self._waiting = Waiting(now)
         self._begun = False
-        self._halt: Outcome | None = None
+        self._halt: tuple[Outcome, float] | None = None  # and when it was asked for
+        self._num_failures = 0  # of workers, at this version
+        self._told_late_s = -TELL_LATE_S
+        self._doubted = -1  # the version whose step was not finite though all its shards are
 
     @property
     def version(self) -> int:
@@ -79,11 +98,13 @@ class Training:
     @property
     def phase(self) -> str:
         """What the training is doing, in words."""
-        if self._waiting_since_s is not None:
+        if self._waiting.waits:
             return f"waiting for workers: {len(self.workers)} of {1 if self._begun else self.spec.workers.min}"
-        if self._round is not None and self._round.evaluates:
+        kind = STEP if self._round is None else self._round.kind
+        if kind == EVALUATE:
             return f"evaluating after epoch {self.progress.epoch + 1} of {self.plan.num_epochs}"
-        return f"step {min(self.version + 1, self.plan.num_steps)} of {self.plan.num_steps}"
+        step = f"step {min(self.version + 1, self.plan.num_steps)} of {self.plan.num_steps}"
+        return f"examining {step}" if kind == EXAMINE else step
 
     def checkpoint(self) -> Checkpoint:
         """Return the present version, whole, whatever has arrived of the next."""
@@ -108,29 +129,28 @@ class Training:
         """Take in a worker whose stream is open."""
         effects = self.worker_lost(worker_id, "it came back", now) if worker_id in self.workers else []
         worker = self.workers[worker_id] = WorkerView(worker_id, num_cpus, now)
-        if self._round is None:
+        current = self._round
+        if current is None:
             return effects + self._advance(now)
-        if self._round.orphans:
-            worker.ranges, self._round.orphans = self._round.orphans, []
-            self.num_reassigned += sum(hi - lo for lo, hi in worker.ranges)
-            self._waiting_since_s = None
-        return effects + self._sync(worker) + [self._work([worker_id], worker.ranges)] + self._made_so_far(worker)
+        gifts = self.handout.adopt(worker, current, now)
+        self._waiting.end(now)
+        if not gifts:
+            effects += self._dispatch.welcome(Gift(worker, []))
+        return effects + self._hand_over(gifts) + self._ask(current, now) + self._speculate(current, now)
 
     def worker_lost(self, worker_id: str, reason: str, now: float) -> list[Effect]:
         """Give up a worker; its open shards go to others, who compute them again from the same version."""
         worker = self.workers.pop(worker_id, None)
         if worker is None or self.ended:
             return []
-        effects: list[Effect] = [Notice(service_pb2.SEVERITY_WARNING, f"worker {worker_id} is lost: {reason}")]
-        if self._round is not None:
-            missing = [gap for lo, hi in worker.ranges for gap in self._round.reduction.missing(lo, hi)]
-            effects += self._reassign(missing, now)
-        return effects
+        return [Notice(WARNING, f"worker {worker_id} is lost: {reason}"), *self._do_without(worker, now)]
 
     def worker_leaving(self, worker_id: str, now: float) -> list[Effect]:
         """Let a worker go that leaves in order."""
-        effects = [effect for effect in self.worker_lost(worker_id, "", now) if not isinstance(effect, Notice)]
-        return [Notice(service_pb2.SEVERITY_INFO, f"worker {worker_id} has left"), *effects]
+        worker = self.workers.pop(worker_id, None)
+        if worker is None or self.ended:
+            return []
+        return [Notice(INFO, f"worker {worker_id} has left"), *self._do_without(worker, now)]
 
     def worker_behind(self, worker_id: str) -> list[Effect]:
         """Let a worker drop what it lags behind with; it gets the newest version whole when it is next given work."""
@@ -140,45 +160,85 @@ class Training:
         worker.synced = False
         return [Forget(worker_id)]
 
+    def worker_failed(
+        self, worker_id: str, error_type: service_pb2.ErrorType.ValueType, message: str, now: float
+    ) -> list[Effect]:
+        """Go on without a worker that cannot compute, unless others could not either or its data are at fault."""
+        if worker_id not in self.workers or self.ended:
+            return []
+        self._num_failures += 1
+        of_data = error_type in (service_pb2.ERROR_TYPE_DATA_INVALID, service_pb2.ERROR_TYPE_DATA_UNAVAILABLE)
+        if of_data or self._num_failures >= MAX_FAILURES:
+            return self._fail(error_type, message)
+        return self._give_up(worker_id, message, now)
+
     def chunk_received(self, worker_id: str, chunk: NodeChunk, now: float) -> list[Effect]:
         """Take in a chunk of a node's value."""
-        self.workers.heard(worker_id, now)
-        current = self._round
-        evaluates = current is not None and current.evaluates
-        stale = chunk.attempt != self.attempt or chunk.step != self.version
-        if current is None or stale or evaluates != (len(chunk.data) == 0):
+        worker, current = self.workers.get(worker_id), self._round
+        if worker is not None:
+            worker.heard_s = now
+        if worker is None or current is None or not self._belongs(chunk, current):
             self.num_duplicates += 1
             return []
+        effects: list[Effect] = []
         try:
             gradient = np.frombuffer(chunk.data, self._dtype)
-            check_size(chunk, gradient.size, self.update.chunking, evaluates=evaluates)
+            check_size(chunk, gradient.size, self.update.chunking, evaluates=current.evaluates)
             root = current.reduction.put(chunk.node, chunk.chunk_index, chunk.sums, gradient)
         except DuplicateValueError:
             self.num_duplicates += 1
-            return []
+            dispute = current.witnesses.again(worker_id, chunk)
+            if dispute is not None:
+                effects = self._weigh(current, chunk, dispute, now)
         except (NotANodeError, IndexError, ValueError) as error:
-            return [*self.worker_lost(worker_id, str(error), now), Dismiss(worker_id, str(error), refused=True)]
-        current.computed(worker_id, chunk.compute_s)
-        if root is None:
+            return self._give_up(worker_id, str(error), now)
+        else:
+            current.witnesses.accepted(worker_id, chunk)
+            current.computed(worker_id, chunk.compute_s)
+            if root is not None:
+                effects = self._root(current, chunk, root, now)
+        return effects + self._arrived(current, worker, now)
+
+    def finding_received(self, worker_id: str, finding: training_pb2.Finding, now: float) -> list[Effect]:
+        """Take in what an examination of some shards has found."""
+        worker, current = self.workers.get(worker_id), self._round
+        if worker is None or current is None or current.kind != EXAMINE:
             return []
-        return self._evaluated(current, root.sums, now) if evaluates else self._root(current, chunk, root, now)
+        worker.heard_s = now
+        if (finding.attempt, finding.step) != (self.attempt, self.version):
+            return []
+        if finding.HasField("shard"):
+            found = (finding.shard, finding.layer)
+            current.found = min(current.found or found, found)
+        nothing = np.empty(0, self._dtype)
+        for node in (node for part in finding.ranges for node in tree.top_nodes(part.lo, part.hi, self.spec.shards)):
+            self.handout.arrived(worker, now)
+            with contextlib.suppress(DuplicateValueError):  # another has examined it, too
+                current.reduction.put(node, 0, Sums(0.0, 0.0, 0.0), nothing)
+        return self._examined(current, now) if current.reduction.complete else self._speculate(current, now)
 
     def tick(self, now: float) -> list[Effect]:
         """Look at the leases and deadlines."""
         effects: list[Effect] = []
         for worker_id in self.workers.silent(now):
-            reason = f"silent for more than {self.workers.lease_s:g} s"
-            effects += [*self.worker_lost(worker_id, reason, now), Dismiss(worker_id, reason)]
+            effects += self._give_up(worker_id, f"silent for more than {self.workers.lease_s:g} s", now, refused=False)
+        if self._round is not None:
+            for worker_id in self.handout.stuck(self._round, now):
+                effects += self._give_up(worker_id, "its heart beats, but it delivers nothing", now)
+        if self._round is not None:
+            effects += self._speculate(self._round, now)
+        if self._halt is not None and now - self._halt[1] > HALT_S:
+            effects += self.abandon(self._halt[0])
         wait_s = self.spec.workers.wait_s
-        if not self.ended and self._waiting_since_s is not None and now - self._waiting_since_s > wait_s:
+        if not self.ended and self._waiting.spent_s(now) > wait_s:
             message = f"{self.phase} for more than {wait_s:g} s (workers.wait_s)"
             effects += self._fail(service_pb2.ERROR_TYPE_NO_WORKERS, message)
         return effects
 
     def halt(self, outcome: Outcome, now: float) -> list[Effect]:
         """End between two versions, because a person or the server wants it."""
-        self._halt = outcome
-        return self._advance(now) if self._round is None or self._waiting_since_s is not None else []
+        self._halt = outcome, now
+        return self._advance(now) if self._round is None or self._waiting.waits else []
 
     def abandon(self, outcome: Outcome) -> list[Effect]:
         """End at once, at the present version; what has arrived of the next is dropped."""
@@ -194,18 +254,17 @@ class Training:
             effects.append(EpochDone(self.progress.epoch_done(None, 0.0, labels=self._labels)))
         effects += self._keep(now)
         if self._halt is not None:
-            return effects + self._end(self._halt)
+            return effects + self._end(self._halt[0])
         reason = stop_reason(self.spec, self.plan, self.progress, self.version)
         if reason is not None and not self.progress.evaluation_due:
             message = describe_stop(self.spec, self.progress, reason)
             return effects + self._end(Outcome(service_pb2.JOB_STATE_SUCCEEDED, reason, message=message))
         if len(self.workers) < (1 if self._begun else self.spec.workers.min):
-            self._waiting_since_s = now if self._waiting_since_s is None else self._waiting_since_s
+            self._waiting.begin(now)
             return effects
         self._begun = True
-        self._waiting_since_s = None
-        evaluate = self.progress.evaluation_due
-        return effects + self._begin(training_pb2.WORK_KIND_EVALUATE if evaluate else training_pb2.WORK_KIND_STEP, now)
+        self._waiting.end(now)
+        return effects + self._begin(EVALUATE if self.progress.evaluation_due else STEP, now)
 
     def _keep(self, now: float) -> list[Effect]:
         """Keep a new version where that is due; one that is to be evaluated is kept when it has been."""
@@ -217,32 +276,24 @@ class Training:
             return []
         return [Keep(KeptVersion(self.version, ends_epoch, self.update.parameters, checkpoint))]
 
-    def _begin(self, kind: training_pb2.WorkKind.ValueType, now: float) -> list[Effect]:
-        reduction = self._evaluations if kind == training_pb2.WORK_KIND_EVALUATE else self._steps
+    def _begin(self, kind: Kind, now: float) -> list[Effect]:
+        reduction = self._steps if kind == STEP else self._whole_nodes
         reduction.reset()
         last_of_epoch = self.progress.step_in_epoch + 1 == self.plan.steps_per_epoch
         self.update.measure_layers = last_of_epoch  # once an epoch: it takes a pass over the gradient
-        self._round = Round(kind, reduction, now)
-        workers = list(self.workers.values())
-        computing, idle = workers[: self.spec.shards], workers[self.spec.shards :]
-        ranges = assign(self.spec.shards, [worker.num_cpus for worker in computing])
-        effects: list[Effect] = []
-        for worker, (lo, hi) in zip(computing, ranges, strict=True):
-            if lo == hi:
-                idle.append(worker)
-                continue
-            worker.ranges = [(lo, hi)]
-            effects += self._sync(worker)
-            effects.append(self._work([worker.worker_id], worker.ranges))
-        for worker in idle:
-            worker.ranges = []
-            effects += self.worker_behind(worker.worker_id) if worker.synced else []
+        current = self._round = Round(kind, reduction, now)
+        effects = self._hand_over(self.handout.begin(current, now))
+        if kind != EXAMINE:
+            effects += self._hand_over(self.arbiter.audit(current, self.version, now))
+        for worker in self.workers.values():
+            if not worker.ranges and worker.synced:
+                effects += self.worker_behind(worker.worker_id)
         return effects
 
     def _end(self, outcome: Outcome) -> list[Effect]:
         self.ended = True
         self._round = None
-        self._waiting_since_s = None
+        self._waiting.stop()
         return [Ended(outcome)]
 
     def _fail(self, error_type: service_pb2.ErrorType.ValueType, message: str) -> list[Effect]:
@@ -250,23 +301,49 @@ class Training:
 
     # Within a round.
 
+    def _belongs(self, chunk: NodeChunk, current: Round) -> bool:
+        wanted = STEP if len(chunk.data) else EVALUATE
+        return chunk.attempt == self.attempt and chunk.step == self.version and current.kind == wanted
+
     def _root(self, current: Round, chunk: NodeChunk, root: Value, now: float) -> list[Effect]:
         if current.sums is None:
-            problem = self._problem_with(root.sums)
-            if problem:
-                return self._fail(service_pb2.ERROR_TYPE_NOT_FINITE, f"step {self.version}: {problem}")
+            if root.sums.weight <= 0 and not current.evaluates:
+                message = f"step {self.version}: the sample weights of its rows are all 0"
+                return self._fail(service_pb2.ERROR_TYPE_NOT_FINITE, message)
+            if not np.isfinite(root.sums.loss):
+                return self._not_finite(current, "the loss is not finite", now)
             current.sums = root.sums
+        if current.evaluates:
+            current.whole = True
+            return []
         try:
-            message = self.update.apply(chunk.chunk_index, root.gradient, root.sums.weight)
+            message_out = self.update.apply(chunk.chunk_index, root.gradient, root.sums.weight)
+            current.reduction.release(root)
+            current.whole = current.reduction.complete
+            made = [message_out, *(self.update.finish() if current.whole else [])]
         except NotFiniteError as error:
-            return self._fail(service_pb2.ERROR_TYPE_NOT_FINITE, f"step {self.version}: {error}")
-        current.reduction.release(root)
-        synced = self.workers.synced
-        effects: list[Effect] = [Send(synced, self.version + 1, message)] if message is not None else []
-        if current.reduction.complete:
-            effects += [Send(synced, self.version + 1, late) for late in self.update.finish()]
-            effects += self._close_version(current, root.sums, now)
-        return effects
+            return self._not_finite(current, str(error), now)
+        except OverflowedError as error:
+            message = f"step {self.version}: {error}; try a smaller learning rate"
+            return self._fail(service_pb2.ERROR_TYPE_NOT_FINITE, message)
+        return [Send(self.workers.synced, self.version + 1, message) for message in made if message is not None]
+
+    def _arrived(self, current: Round, worker: WorkerView, now: float) -> list[Effect]:
+        """Count a chunk of a worker's shards; close the round with the last one."""
+        idle = self.handout.arrived(worker, now)
+        if self._round is not current:
+            return []
+        if current.is_over:
+            return self._close(current, now)
+        return self._speculate(current, now) if idle else []
+
+    def _close(self, current: Round, now: float) -> list[Effect]:
+        assert current.sums is not None
+        changed = self.handout.closed(current, now)
+        effects: list[Effect] = [Notice(WARNING if w.pace.slow else INFO, words.share_changed(w)) for w in changed]
+        self._waiting.progress()
+        close = self._close_evaluation if current.evaluates else self._close_version
+        return effects + close(current, current.sums, now)
 
     def _close_version(self, current: Round, sums: Sums, now: float) -> list[Effect]:
         step_s = now - current.started_s
@@ -287,11 +364,12 @@ class Training:
         self.progress.step_done(sums, record.loss, record.gradient_norm, step_s, self.plan.steps_per_epoch)
         self.update.commit()
         self._round = None
+        self._num_failures = 0
         return [StepDone(record), *self._advance(now)]
 
-    def _evaluated(self, current: Round, sums: Sums, now: float) -> list[Effect]:
-        if self._problem_with(sums):
-            message = f"the validation loss at version {self.version} is not finite"
+    def _close_evaluation(self, current: Round, sums: Sums, now: float) -> list[Effect]:
+        if sums.weight <= 0:
+            message = f"the sample weights of the validation data are all 0 (version {self.version})"
             return self._fail(service_pb2.ERROR_TYPE_NOT_FINITE, message)
         record = self.progress.epoch_done(sums, now - current.started_s, labels=self._labels)
         if self.progress.improves(record.validation_loss):
@@ -299,53 +377,97 @@ class Training:
         self._round = None
         return [EpochDone(record), *self._advance(now)]
 
-    def _problem_with(self, sums: Sums) -> str | None:
-        if not np.isfinite(sums.loss):
-            return "the loss is not finite"
-        return None if sums.weight > 0 else "the sample weights of its rows are all 0"
+    # What is not finite.
 
-    def _reassign(self, missing: list[Range], now: float) -> list[Effect]:
+    def _not_finite(self, current: Round, problem: str, now: float) -> list[Effect]:
+        """Find out whose fault it is; what is not finite never reaches the parameters."""
+        if current.evaluates:
+            message = f"the validation loss at version {self.version} is not finite"
+            return self._fail(service_pb2.ERROR_TYPE_NOT_FINITE, message)
+        if self._doubted == self.version:
+            message = f"step {self.version}: {problem}, that of each shard is: their sum leaves the range of numbers"
+            return self._fail(service_pb2.ERROR_TYPE_NOT_FINITE, message)
+        text = f"step {self.version}: {problem}; its shards are computed again one by one to find out where"
+        effects: list[Effect] = [Notice(WARNING, text)]
+        effects += self._begin(EXAMINE, now)
         assert self._round is not None
-        if not missing:
-            return []
-        workers = self.workers.idle_first()
-        if not workers:
-            self._round.orphans += missing
-            self._waiting_since_s = now
-            return self._advance(now) if self._halt is not None else []
-        effects: list[Effect] = []
-        self.num_reassigned += sum(hi - lo for lo, hi in missing)
-        for worker, ranges in zip(workers, deal(missing, [worker.num_cpus for worker in workers]), strict=True):
-            if ranges:
-                was_synced = worker.synced
-                effects += self._sync(worker)
-                effects.append(self._work([worker.worker_id], ranges))
-                effects += [] if was_synced else self._made_so_far(worker)
-                worker.ranges = worker.ranges + ranges
+        self._round.problem = problem
         return effects
 
-    def _sync(self, worker: WorkerView) -> list[Effect]:
-        """Send the present version whole to a worker that does not have it."""
-        if worker.synced:
+    def _examined(self, current: Round, now: float) -> list[Effect]:
+        if current.found is not None:
+            message = words.not_finite(self.version, *current.found, self.plan)
+            return self._fail(service_pb2.ERROR_TYPE_NOT_FINITE, message)
+        self._doubted = self.version
+        self.update.restart()
+        text = f"step {self.version}: {current.problem}, but that of each shard is; the step is computed again"
+        return [Notice(WARNING, text), *self._begin(STEP, now)]
+
+    # Copies that differ.
+
+    def _weigh(self, current: Round, chunk: NodeChunk, dispute: Dispute, now: float) -> list[Effect]:
+        """Go on with a dispute: tell of a new one, ask for further copies, or carry out the verdict."""
+        effects: list[Effect] = []
+        where = words.place_of(chunk.node, dispute.chunk_index, current, self.update)
+        if len(dispute.votes) == 2:
+            self.num_corrupt += 1
+            effects.append(Notice(WARNING, words.copies_differ(where, dispute)))
+        verdict = dispute.verdict()
+        if verdict is None:
+            return effects + self._ask(current, now)
+        current.witnesses.settle(chunk.node)
+        return effects + self._carry_out(verdict, where, now)
+
+    def _carry_out(self, verdict: Verdict, where: str, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for worker_id in verdict.wrong:
+            reason = f"it computed {where} wrongly, against the copies of others; it is expelled"
+            effects += self._give_up(worker_id, reason, now)
+        if verdict.applied_is_wrong and not self.ended:
+            message = f"{where} was applied wrongly; the job rewinds to its last checkpoint"
+            effects += [Notice(WARNING, message), *self._end(Outcome(service_pb2.JOB_STATE_RUNNING, message=message))]
+        return effects
+
+    def _ask(self, current: Round, now: float) -> list[Effect]:
+        """Have disputed nodes computed once more; where nobody can tell who is right, the job fails."""
+        try:
+            return self._hand_over(self.arbiter.ask(current, now))
+        except UndecidedError as error:
+            where = words.place_of(error.node, error.dispute.chunk_index, current, self.update)
+            voters = words.voters(error.dispute)
+            message = f"{where}: the copies of {voters} differ, and nobody can tell which is right"
+            return self._fail(service_pb2.ERROR_TYPE_CORRUPTION, message)
+
+    # Workers.
+
+    def _give_up(self, worker_id: str, reason: str, now: float, *, refused: bool = True) -> list[Effect]:
+        return [*self.worker_lost(worker_id, reason, now), Dismiss(worker_id, reason, refused=refused)]
+
+    def _do_without(self, worker: WorkerView, now: float) -> list[Effect]:
+        current = self._round
+        if current is None:
             return []
-        worker.synced = True
-        return [Send([worker.worker_id], self.version, message) for message in self.update.parameters.messages]
+        current.witnesses.lost(worker.worker_id)
+        effects = self._hand_over(self.handout.lost(worker.ranges, current, now))
+        if current.is_over:
+            return effects + self._close(current, now)
+        if not self.workers:
+            self._waiting.begin(now)
+            return effects + (self._advance(now) if self._halt is not None else [])
+        return effects + self._ask(current, now)
 
-    def _made_so_far(self, worker: WorkerView) -> list[Effect]:
-        """Send the chunks of the next version that the others have been sent already."""
-        made = [message for message in self.update.next_messages if message is not None]
-        return [Send([worker.worker_id], self.version + 1, message) for message in made]
+    def _speculate(self, current: Round, now: float) -> list[Effect]:
+        """Give shards that are late to idle workers, too."""
+        late = self.handout.late(now)
+        gifts = self.handout.speculate(current, now) if late else []
+        effects = self._hand_over(gifts)
+        if gifts and now - self._told_late_s >= TELL_LATE_S:
+            self._told_late_s = now
+            effects.append(Notice(WARNING, words.given_twice(late, gifts, current, self.version)))
+        return effects
 
-    def _work(self, worker_ids: list[str], ranges: list[Range]) -> Send:
-        work = training_pb2.Work(
-            attempt=self.attempt,
-            version=self.version,
-            kind=self._round.kind if self._round is not None and ranges else training_pb2.WORK_KIND_WAIT,
-            epoch=self.progress.epoch,
-            step_in_epoch=self.progress.step_in_epoch,
-            ranges=[training_pb2.ShardRange(lo=lo, hi=hi) for lo, hi in ranges],
-        )
-        return Send(worker_ids, self.version, training_pb2.ServerMessage(work=work).SerializeToString())
+    def _hand_over(self, gifts: Iterable[Gift]) -> list[Effect]:
+        return [*self._dispatch.hand_over(gifts, STEP if self._round is None else self._round.kind)]
 
 
 def has_accuracy(spec: job_pb2.JobSpec) -> bool:

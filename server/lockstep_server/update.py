@@ -28,6 +28,10 @@ class NotFiniteError(ArithmeticError):
     """A gradient has an element that is not finite."""
 
 
+class OverflowedError(ArithmeticError):
+    """An update would make a parameter that is not finite."""
+
+
 def chunking_of(layout: Layout) -> Chunking:
     """Return how the flat vector is cut. Chunks are whole blocks of the norms."""
     return Chunking(layout.num_parameters, CHUNK_BYTES // layout.dtype.itemsize)
@@ -70,6 +74,7 @@ class ParameterUpdate:
         size = self.layout.num_parameters if self._clip_norm else max(chunk.hi - chunk.lo for chunk in self._chunks)
         self._gradient = np.empty(size, self.layout.dtype)
         self._out = np.empty(max(chunk.hi - chunk.lo for chunk in self._chunks), self.layout.dtype)
+        self._finite = np.empty(self._out.size, np.bool_)
         messages = [self._encode(version, i, parameters[chunk.lo : chunk.hi]) for i, chunk in enumerate(self._chunks)]
         self.parameters = Parameters(self.layout, messages)
         self.measure_layers = False
@@ -88,7 +93,7 @@ class ParameterUpdate:
     def apply(self, chunk_index: int, gradient_sum: Array, weight: float) -> bytes | None:
         """Update one chunk by its summed gradient. Return the new chunk's message, or None when clipping must wait.
 
-        Raises NotFiniteError before anything of the chunk is touched.
+        Raises NotFiniteError or OverflowedError; the present version and its optimizer state stay as they are.
         """
         failpoints.hit("server.update.chunk")
         chunk = self._chunks[chunk_index]
@@ -107,8 +112,9 @@ class ParameterUpdate:
             self._measure(chunk, g)
         return None if self._clip_norm else self._update(chunk_index, w, g)
 
+    @np.errstate(all="ignore")
     def finish(self) -> list[bytes]:
-        """Update all chunks that have waited for the global norm. Return their messages."""
+        """Update all chunks that have waited for the global norm. Return their messages. Raises OverflowedError."""
         if self._clip_norm is None:
             return []
         norm = self.gradient_norm()
@@ -116,6 +122,10 @@ class ParameterUpdate:
             self._gradient *= self.layout.dtype.type(self._clip_norm / norm)
         views = ((i, self.parameters.chunk(i), self._gradient[c.lo : c.hi]) for i, c in enumerate(self._chunks))
         return [self._update(i, w, g) for i, w, g in views]
+
+    def restart(self) -> None:
+        """Forget what there is of the next version; its step is computed again."""
+        self._begin()
 
     def commit(self) -> None:
         """Make the next version, which is whole, the present one."""
@@ -152,6 +162,9 @@ class ParameterUpdate:
             values[:] = self._state[name][chunk.lo : chunk.hi]
         out = self._out[: chunk.hi - chunk.lo]
         self._optimizer.update(out, w, g, state, self.learning_rate, self.num_updates, chunk.weights)
+        if not np.isfinite(out, out=self._finite[: out.size]).all():
+            element = chunk.lo + int(np.argmin(self._finite[: out.size]))
+            raise OverflowedError(f"the update of layer {self.layout.layer_of(element)} leaves the range of numbers")
         message = self._encode(self.version + 1, chunk_index, out)
         self.next_messages[chunk_index] = message
         return message

@@ -57,6 +57,7 @@ def live_through_everything(metrics: Metrics, job_id: str = JOB) -> None:
     metrics.reassigned(job_id, 1)
     metrics.duplicates(job_id, 1)
     metrics.speculative(job_id, 1)
+    metrics.corrupt(job_id, 1)
     metrics.norms(job_id, [1.0, 2.0], [3.0, 4.0])
     metrics.epoch(job_id, epoch_record(0, validation_loss=0.5))
     metrics.checkpoint(job_id, 0.1, 100)
@@ -100,7 +101,7 @@ def test_the_seconds_of_steps_are_counted_and_split_into_parts() -> None:
 def test_a_job_that_has_not_trained_yet_has_counters_at_zero_and_no_loss() -> None:
     metrics = Metrics()
     metrics.job_started(JOB)
-    for name in ("rows", "updates", "shards_reassigned", "duplicates_dropped", "speculative_copies"):
+    for name in ("rows", "updates", "shards_reassigned", "duplicates_dropped", "speculative_copies", "corrupt_copies"):
         assert job_value(metrics, f"{name}_total") == 0
     assert job_value(metrics, "exchanged_bytes_total", direction="in") == 0
     for name in ("step", "epoch", "learning_rate"):
@@ -153,11 +154,13 @@ def test_bytes_and_mishaps_add_up() -> None:
         metrics.reassigned(JOB, count)
         metrics.duplicates(JOB, 10 * count)
         metrics.speculative(JOB, 20 * count)
+        metrics.corrupt(JOB, 30 * count)
     assert job_value(metrics, "exchanged_bytes_total", direction="in") == 7000
     assert job_value(metrics, "exchanged_bytes_total", direction="out") == 700
     assert job_value(metrics, "shards_reassigned_total") == 7
     assert job_value(metrics, "duplicates_dropped_total") == 70
     assert job_value(metrics, "speculative_copies_total") == 140
+    assert job_value(metrics, "corrupt_copies_total") == 210
 
 
 def test_a_checkpoint_ages_until_the_next_one() -> None:

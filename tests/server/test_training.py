@@ -96,7 +96,7 @@ def test_a_silent_worker_is_given_up_after_its_lease_and_its_shards_go_to_others
         made.training.workers.heard("b", now)
         made.carry(made.training.tick(now))
     assert list(made.training.workers) == ["b"]
-    assert made.training.num_reassigned == 4
+    assert made.training.handout.num_reassigned == 4
     assert made.run().parameters.tobytes() == trained().parameters.tobytes()
 
 

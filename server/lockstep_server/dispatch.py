@@ -1,0 +1,52 @@
+"""What workers are sent: work, and the versions it begins from."""
+
+from collections.abc import Iterable
+
+from lockstep_proto.v1 import training_pb2
+from lockstep_server.assignment import Range
+from lockstep_server.effects import Send
+from lockstep_server.handout import Gift
+from lockstep_server.progress import Progress
+from lockstep_server.rounds import Kind
+from lockstep_server.update import ParameterUpdate
+
+WAIT: Kind = training_pb2.WORK_KIND_WAIT
+
+
+class Dispatch:
+    """Makes the messages of one attempt."""
+
+    def __init__(self, attempt: int, update: ParameterUpdate, progress: Progress) -> None:
+        self._attempt = attempt
+        self._update = update
+        self._progress = progress
+
+    def hand_over(self, gifts: Iterable[Gift], kind: Kind) -> list[Send]:
+        """Send each worker what it was given."""
+        return [send for gift in gifts for send in self._work(gift, kind)]
+
+    def welcome(self, gift: Gift) -> list[Send]:
+        """Send a worker without work what there is, so that it can begin when it is given some."""
+        return self._work(gift, WAIT)
+
+    def _work(self, gift: Gift, kind: Kind) -> list[Send]:
+        """Send work, with the present version and what there is of the next to a worker that has not got them."""
+        worker_ids, update = [gift.worker.worker_id], self._update
+        was_synced, gift.worker.synced = gift.worker.synced, True
+        work = Send(worker_ids, update.version, self._message(gift.ranges, kind))
+        if was_synced:
+            return [work]
+        whole = [Send(worker_ids, update.version, message) for message in update.parameters.messages]
+        made = [message for message in update.next_messages if message is not None]
+        return [*whole, work, *(Send(worker_ids, update.version + 1, message) for message in made)]
+
+    def _message(self, ranges: Iterable[Range], kind: Kind) -> bytes:
+        work = training_pb2.Work(
+            attempt=self._attempt,
+            version=self._update.version,
+            kind=kind,
+            epoch=self._progress.epoch,
+            step_in_epoch=self._progress.step_in_epoch,
+            ranges=[training_pb2.ShardRange(lo=lo, hi=hi) for lo, hi in ranges],
+        )
+        return training_pb2.ServerMessage(work=work).SerializeToString()

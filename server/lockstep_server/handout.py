@@ -1,0 +1,171 @@
+"""Who computes which shards of a round: all at its beginning, those of the lost again, those of the late twice."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lockstep_proto.tree import top_nodes
+from lockstep_server.assignment import Range, assign, count_by_speed, deal, ranges_of
+from lockstep_server.crew import Crew, WorkerView
+from lockstep_server.pace import LATE, MIN_LATE_S, usual_turn_s
+from lockstep_server.rounds import Round
+
+STUCK = 10.0  # a worker that delivers nothing for so many times what is late already will never
+
+
+@dataclass(frozen=True)
+class Gift:
+    """Shards that one worker is to compute, in addition to those it has."""
+
+    worker: WorkerView
+    ranges: list[Range]
+
+
+class Handout:
+    """Hands out the shards of one round after the other. `look_s` is when it next wants to look at who is late."""
+
+    def __init__(self, crew: Crew, num_shards: int, stuck_s: float) -> None:
+        self._crew = crew
+        self._num_shards = num_shards
+        self._stuck_s = stuck_s
+        self._usual_s: float | None = None  # of a turn, in this kind of round
+        self.look_s = math.inf
+        self.num_reassigned = 0
+        self.num_speculative = 0
+
+    def begin(self, current: Round, now: float) -> list[Gift]:
+        """Give out all shards of a new round."""
+        for worker in self._crew.values():
+            worker.rest()
+        self._usual_s = usual_turn_s(worker.paces[current.evaluates] for worker in self._crew.values())
+        self.look_s = math.inf
+        return [self.give(worker, [(lo, hi)], current, now) for worker, (lo, hi) in self._shares(now) if lo < hi]
+
+    def give(self, worker: WorkerView, ranges: list[Range], current: Round, now: float) -> Gift:
+        """Give shards to a worker."""
+        if worker.num_due == 0:
+            worker.begun_s = now
+        worker.ranges = worker.ranges + ranges
+        worker.moved_s = now
+        worker.num_due += current.num_chunks * sum(len(top_nodes(lo, hi, self._num_shards)) for lo, hi in ranges)
+        self._expect(worker)
+        return Gift(worker, ranges)
+
+    def arrived(self, worker: WorkerView, now: float) -> bool:
+        """Take note of a chunk of a worker's shards. Return whether that was the last one."""
+        worker.moved_s = now
+        worker.num_due = max(worker.num_due - 1, 0)
+        if worker.num_due:
+            return False
+        worker.late_s = math.inf
+        if worker.took_s is None and worker.ranges:
+            worker.took_s = now - worker.begun_s
+            if self._usual_s is None:  # the first of the first round
+                self._usual_s = worker.took_s / worker.num_turns
+                for other in self._crew.values():
+                    self._expect(other)
+        return True
+
+    def lost(self, ranges: Iterable[Range], current: Round, now: float) -> list[Gift]:
+        """Give what a lost worker owes, and nobody else computes, to others; without any it is orphaned."""
+        missing = self._uncovered(current.missing(ranges), self._crew.values())
+        workers = self._crew.idle_first()
+        if not workers:
+            current.orphans += missing
+            return []
+        self.num_reassigned += sum(hi - lo for lo, hi in missing)
+        return self._deal(missing, workers, current, now)
+
+    def adopt(self, worker: WorkerView, current: Round, now: float) -> list[Gift]:
+        """Give the orphans to the first worker that comes."""
+        orphans, current.orphans = current.orphans, []
+        self.num_reassigned += sum(hi - lo for lo, hi in orphans)
+        return [self.give(worker, orphans, current, now)] if orphans else []
+
+    def late(self, now: float) -> list[WorkerView]:
+        """Return the workers that are late with what they have."""
+        late = [worker for worker in self._crew.values() if worker.num_due and worker.late_s <= now]
+        self.look_s = min((worker.late_s for worker in self._crew.values() if worker.late_s > now), default=math.inf)
+        return late
+
+    def speculate(self, current: Round, now: float) -> list[Gift]:
+        """Give the shards of workers that are late to idle ones, too: the first copy counts."""
+        late = self.late(now)
+        timely = [worker for worker in self._crew.values() if worker.num_due and worker.late_s > now]
+        idle = [worker for worker in self._crew.values() if not worker.num_due and not worker.pace.slow]
+        if not late or not idle:
+            return []
+        missing = self._uncovered(current.missing(part for worker in late for part in worker.ranges), timely)
+        self.num_speculative += sum(hi - lo for lo, hi in missing)
+        return self._deal(missing, idle, current, now)
+
+    def stuck(self, current: Round, now: float) -> list[str]:
+        """Return the workers that owe something and have delivered nothing for far too long."""
+
+        def limit_s(worker: WorkerView) -> float:
+            return max(self._stuck_s, STUCK * LATE * (self._usual_s or 0.0) * worker.num_turns)
+
+        silent = [worker for worker in self._crew.values() if now - worker.moved_s > limit_s(worker)]
+        return [worker.worker_id for worker in silent if current.missing(worker.ranges)]
+
+    def closed(self, current: Round, now: float) -> list[WorkerView]:
+        """Take in how long everybody took. Return the workers whose share of the shards changes for it."""
+        computed = [worker for worker in self._crew.values() if worker.ranges]
+        turns_s = [
+            (now - worker.begun_s if worker.took_s is None else worker.took_s) / worker.num_turns for worker in computed
+        ]
+        limit_s = math.inf if self._usual_s is None else LATE * self._usual_s
+        fair = min(turns_s, default=math.inf) <= limit_s  # else it was not a worker that was late, but everything
+        changed = [
+            worker
+            for worker, turn_s in zip(computed, turns_s, strict=True)
+            if worker.paces[current.evaluates].took(turn_s, now, late=fair and turn_s > limit_s)
+        ]
+        return [] if current.evaluates else changed
+
+    def _expect(self, worker: WorkerView) -> None:
+        """Say when a worker will be late with what it has."""
+        if self._usual_s is None or not worker.num_due:
+            return
+        turn_s = max(self._usual_s, worker.pace.turn_s or 0.0) if worker.pace.slow else self._usual_s
+        worker.late_s = worker.begun_s + max(LATE * turn_s * worker.num_turns, MIN_LATE_S)
+        self.look_s = min(self.look_s, worker.late_s)
+
+    def _shares(self, now: float) -> list[tuple[WorkerView, Range]]:
+        workers = list(self._crew.values())
+        if not any(worker.pace.slow for worker in workers):
+            workers = workers[: self._num_shards]
+            return list(zip(workers, assign(self._num_shards, [worker.num_cpus for worker in workers]), strict=True))
+        counts = self._count_by_speed(workers, set())
+        resting = [i for i, worker in enumerate(workers) if worker.pace.slow and not counts[i]]
+        tried = {i for i in resting if not workers[i].pace.rests(now)}
+        if tried and len(tried) < self._num_shards:
+            counts = self._count_by_speed(workers, tried)
+        return list(zip(workers, ranges_of(counts), strict=True))
+
+    def _count_by_speed(self, workers: list[WorkerView], tried: set[int]) -> list[int]:
+        """Count the shards of each worker by its speed, those that are tried again excepted: they get one."""
+        usual_s = usual_turn_s(worker.pace for worker in workers) or 1.0
+        slowness = [
+            max(round((worker.pace.turn_s or usual_s) / usual_s), 1) if worker.pace.slow else 1 for worker in workers
+        ]
+        rest = [i for i in range(len(workers)) if i not in tried]
+        cpus = tuple(workers[i].num_cpus for i in rest)
+        counted = count_by_speed(self._num_shards - len(tried), cpus, tuple(slowness[i] for i in rest))
+        counts = dict(zip(rest, counted, strict=True))
+        return [counts.get(i, 1) for i in range(len(workers))]
+
+    def _deal(self, missing: list[Range], workers: list[WorkerView], current: Round, now: float) -> list[Gift]:
+        if not missing:
+            return []
+        dealt = deal(missing, [worker.num_cpus for worker in workers])
+        pairs = zip(workers, dealt, strict=True)
+        return [self.give(worker, ranges, current, now) for worker, ranges in pairs if ranges]
+
+    def _uncovered(self, missing: list[Range], workers: Iterable[WorkerView]) -> list[Range]:
+        """Return those of some shards that none of these workers is computing, each once."""
+        computing = {
+            shard for worker in workers if worker.num_due for lo, hi in worker.ranges for shard in range(lo, hi)
+        }
+        shards = {shard for lo, hi in missing for shard in range(lo, hi)} - computing
+        return [(shard, shard + 1) for shard in sorted(shards)]

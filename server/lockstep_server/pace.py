@@ -1,0 +1,68 @@
+"""How fast a worker is: whether it is late, has fewer shards for it, and when it is tried again.
+
+A turn is one shard on each CPU of a worker, side by side. What is usual is the lower median, over the workers, of the
+seconds that their turns took lately: so the slower one of two is told from the other.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterable
+
+LATE = 3.0  # a worker that takes so many times the usual is late: beyond what a busy neighbour does to it
+LATE_STEPS = 3  # running, after which a worker has fewer shards: one is chance
+MIN_LATE_S = 0.02  # what a process now and then stands still; a shorter delay is not worth a second computation
+RETRY_S = 5.0  # until a worker that has no shards for its slowness is tried again; doubled with each failed trial
+LONGEST_RETRY_S = 60.0
+REMEMBERED = 5  # turns whose median counts
+
+
+class Pace:
+    """The pace of one worker in one kind of round."""
+
+    def __init__(self) -> None:
+        self._turns_s: deque[float] = deque(maxlen=REMEMBERED)
+        self._num_late = 0  # steps running
+        self.slow = False  # has shards by its own speed, not by its CPUs
+        self._retry_s = math.inf
+        self._wait_s = RETRY_S
+
+    @property
+    def turn_s(self) -> float | None:
+        """Seconds of a turn, lately; None before the first."""
+        return sorted(self._turns_s)[len(self._turns_s) // 2] if self._turns_s else None
+
+    def took(self, turn_s: float, now: float, *, late: bool) -> bool:
+        """Take in how long a turn took. Return whether the worker's share of the shards changes for it."""
+        self._turns_s.append(turn_s)
+        if not late:
+            was_slow, self.slow = self.slow, False
+            self._num_late, self._retry_s, self._wait_s = 0, math.inf, RETRY_S
+            return was_slow
+        self._num_late += 1
+        if self.slow:
+            on_trial = self._retry_s < math.inf
+            if on_trial:
+                self._retry_s = now + self._wait_s
+                self._wait_s = min(2 * self._wait_s, LONGEST_RETRY_S)
+            return on_trial
+        self.slow = self._num_late == LATE_STEPS
+        if self.slow:
+            self._turns_s = deque([turn_s], maxlen=REMEMBERED)  # how it was before says nothing any more
+        return self.slow
+
+    def rests(self, now: float) -> bool:
+        """Whether a slow worker that has no shards is still to be left alone, and not tried again with one."""
+        if self._retry_s == math.inf:
+            self._retry_s = now + self._wait_s
+        return now < self._retry_s
+
+
+def usual_turn_s(paces: Iterable[Pace]) -> float | None:
+    """Return the seconds that a turn usually takes; None when none has been measured."""
+    known = sorted(turn_s for pace in paces if (turn_s := pace.turn_s) is not None)
+    return known[(len(known) - 1) // 2] if known else None
+
+
+def turns(num_shards: int, num_cpus: int) -> int:
+    """Return how many turns a worker needs for its shards."""
+    return math.ceil(num_shards / num_cpus)

@@ -1,0 +1,55 @@
+from lockstep_server.pace import LONGEST_RETRY_S, RETRY_S, Pace, usual_turn_s
+
+
+def late(pace, times, *, now=0.0, turn_s=10.0):
+    return [pace.took(turn_s, now, late=True) for _ in range(times)]
+
+
+def test_the_usual_is_the_lower_median_so_that_the_slower_of_two_is_told_from_the_other():
+    fast, slow = Pace(), Pace()
+    assert usual_turn_s([fast, slow]) is None
+    fast.took(1.0, 0.0, late=False)
+    slow.took(10.0, 0.0, late=False)
+    assert usual_turn_s([fast, slow]) == 1.0
+    assert usual_turn_s([slow, fast, Pace()]) == 1.0
+
+
+def test_a_pace_is_the_median_of_the_last_turns_so_that_one_outlier_says_nothing():
+    pace = Pace()
+    for turn_s in (5.0, 1.0, 1.0, 30.0, 1.0):
+        pace.took(turn_s, 0.0, late=False)
+    assert pace.turn_s == 1.0
+
+
+def test_a_worker_is_slow_when_it_was_late_three_steps_running_and_not_before():
+    pace = Pace()
+    assert late(pace, 2) == [False, False]
+    pace.took(1.0, 0.0, late=False)
+    assert late(pace, 3) == [False, False, True]
+    assert pace.slow
+    assert pace.turn_s == 10.0, "what it was before says nothing any more"
+
+
+def test_a_slow_worker_without_shards_is_tried_again_and_each_time_later():
+    pace = Pace()
+    late(pace, 3)
+    assert pace.rests(100.0)
+    assert pace.rests(100.0 + RETRY_S - 0.1)
+    assert not pace.rests(100.0 + RETRY_S)
+    assert late(pace, 1, now=105.0) == [True], "the trial failed"
+    assert pace.rests(105.0 + RETRY_S - 0.1)
+    waits = []
+    for _ in range(8):
+        now = 1000.0
+        late(pace, 1, now=now)
+        waits.append(next(wait for wait in range(1000) if not pace.rests(now + wait)))
+    assert waits[-1] == LONGEST_RETRY_S
+
+
+def test_a_slow_worker_that_is_in_time_again_is_as_any_other():
+    pace = Pace()
+    late(pace, 3)
+    pace.rests(0.0)
+    assert pace.took(1.0, 6.0, late=False)
+    assert not pace.slow
+    assert late(pace, 2) == [False, False]
