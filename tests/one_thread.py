@@ -9,12 +9,10 @@ from collections.abc import Callable
 
 from lockstep_proto import codec
 from lockstep_proto.codec import NodeChunk, ParameterChunk
-from lockstep_proto.layout import Layout
 from lockstep_proto.rows import shard_range
-from lockstep_server.checkpoints import Checkpoint
 from lockstep_server.effects import Dismiss, Ended, EpochDone, Forget, Send, StepDone
+from lockstep_server.forking import version_0
 from lockstep_server.initial import initial_parameters
-from lockstep_server.progress import Progress
 from lockstep_server.training import Training
 from lockstep_worker.engine import Engine
 from lockstep_worker.following import Following
@@ -76,7 +74,7 @@ class OneThreadCluster:
             num_rows=len(x),
             num_validation_rows=len(validation[0]) if validation else 0,
             attempt=attempt,
-            start=start or version_0(spec),
+            start=start or version_0(initial_parameters(spec)),
             lease_s=2.0,
             checkpoint_s=1e9,
             now=self.now,
@@ -144,18 +142,3 @@ class OneThreadCluster:
     @property
     def parameters(self):
         return self.training.checkpoint().parameters
-
-
-def version_0(spec):
-    parameters = initial_parameters(spec)
-    assert parameters.shape == (Layout.from_spec(spec).num_parameters,)
-    return Checkpoint(
-        version=0,
-        epoch=0,
-        step_in_epoch=0,
-        parameters=parameters,
-        optimizer_state={},
-        num_updates=0,
-        best=None,
-        progress=Progress().to_dict(),
-    )

@@ -12,6 +12,8 @@ from lockstep_proto import channels
 from lockstep_proto.layout import Layout, digest
 from lockstep_proto.v1 import numerics_pb2, service_pb2, training_pb2
 from lockstep_server.exchange import ExchangeServicer, add_exchange
+from lockstep_server.forking import version_0
+from lockstep_server.initial import initial_parameters
 from lockstep_server.metrics import Metrics
 from lockstep_server.outbox import Outbox
 from lockstep_server.run import JobRun
@@ -85,8 +87,7 @@ class Host:
             num_rows=len(X),
             num_validation_rows=0,
             attempt=1,
-            start=None,
-            initial=None,
+            start=version_0(initial_parameters(self.spec)),
             listener=self.listener,
             lease_s=2.0,
             checkpoint_s=1e9,

@@ -15,7 +15,6 @@ from lockstep_server.exchange import ExchangeServicer
 from lockstep_server.fleet_service import FleetService
 from lockstep_server.housekeeping import Housekeeping, remove_orphans
 from lockstep_server.job_files import JobFiles
-from lockstep_server.job_record import JobRecord
 from lockstep_server.job_service import JobService
 from lockstep_server.jobs import Jobs
 from lockstep_server.journal import Journal
@@ -58,7 +57,7 @@ class Controller:
             raise
         self._journal = Journal(store)
         self._uploads = Uploads(self._state.uploads, max_bytes=settings.max_upload_bytes, clock=clock)
-        self._directory = _read(store)
+        self._directory = Directory.read(store, away_s=max(0.0, clock() - self._state.last_seen_s))
         remove_orphans(self._state.jobs, self._directory)
         self._put_together(self._tools())
         self._housekeeper: asyncio.Task[None] | None = None
@@ -82,6 +81,7 @@ class Controller:
     async def close(self) -> None:
         """Write what is left and let go of the state directory."""
         await self._journal.close()
+        self._state.seen(self._clock())
         self._state.close()
 
     def _put_together(self, tools: Tools) -> None:
@@ -94,6 +94,7 @@ class Controller:
             self._scheduler,
             self._journal,
             self._uploads,
+            seen=self._state.seen,
             clock=self._clock,
             monotonic=self._monotonic,
         )
@@ -122,11 +123,3 @@ class Controller:
 
     def _describe(self) -> service_pb2.Cluster:
         return cluster.describe(self._directory, self._scheduler, self._numerics)
-
-
-def _read(store: Store) -> Directory:
-    directory = Directory()
-    sequences = store.last_sequences()
-    for stored in store.jobs():
-        directory.add(JobRecord(stored, sequences.get(stored.job.id, 0)))
-    return directory

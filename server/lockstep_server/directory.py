@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 
 from lockstep_server.errors import InvalidRequestError, JobNotFoundError
-from lockstep_server.job_record import JobRecord
+from lockstep_server.job_record import Absence, JobRecord
+from lockstep_server.lifecycle import State
+from lockstep_server.store import Store
 
 MIN_PREFIX = 4
 
@@ -14,6 +16,17 @@ class Directory:
     def __init__(self) -> None:
         self._records: dict[str, JobRecord] = {}
         self._last_place = 0
+
+    @classmethod
+    def read(cls, store: Store, away_s: float) -> "Directory":
+        """The jobs of a store whose server was away for so long."""
+        directory, sequences, steps = cls(), store.last_sequences(), store.last_steps()
+        for stored in store.jobs():
+            record = JobRecord(stored, sequences.get(stored.job.id, 0))
+            if record.state == State.JOB_STATE_RUNNING:
+                record.absence = Absence(away_s, reached=steps.get(record.id, -1) + 1)
+            directory.add(record)
+        return directory
 
     def __iter__(self) -> Iterator[JobRecord]:
         return iter(list(self._records.values()))

@@ -12,10 +12,12 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @contextmanager
-def storage_errors(doing: str) -> Iterator[None]:
-    """Raise DiskFullError or StorageError, saying what the server was doing, in place of an OSError."""
+def storage_errors(doing: str, but: tuple[type[OSError], ...] = ()) -> Iterator[None]:
+    """Raise DiskFullError or StorageError, saying what the server was doing, in place of an OSError (not of `but`)."""
     try:
         yield
+    except but:
+        raise
     except OSError as error:
         if error.errno in FULL:
             raise DiskFullError(f"the server's disk is full: cannot {doing}; free some space or delete jobs") from error

@@ -21,7 +21,10 @@ SWEEP_S = 3600.0  # retention counts in days
 
 
 class Housekeeping:
-    """Acts on every `tick`; times in seconds, `clock` since 1970 and `monotonic` from anywhere."""
+    """Acts on every `tick`; times in seconds, `clock` since 1970 and `monotonic` from anywhere.
+
+    `seen` is told, at every tick, when the server was alive.
+    """
 
     def __init__(
         self,
@@ -32,6 +35,7 @@ class Housekeeping:
         journal: Journal,
         uploads: Uploads,
         *,
+        seen: Callable[[float], None],
         clock: Callable[[], float],
         monotonic: Callable[[], float],
     ) -> None:
@@ -41,6 +45,7 @@ class Housekeeping:
         self._scheduler = scheduler
         self._journal = journal
         self._uploads = uploads
+        self._seen = seen
         self._clock = clock
         self._monotonic = monotonic
         self._sweep_at = monotonic()
@@ -57,6 +62,7 @@ class Housekeeping:
     async def tick(self) -> None:
         """Do what is due."""
         now = self._monotonic()
+        self._seen(self._clock())
         await self._journal.try_flush()
         self._scheduler.check_deadlines()
         if now >= self._sweep_at:

@@ -1,6 +1,8 @@
 """The files of one job: its checkpoints, and its models once it has ended. All methods block on the disk."""
 
 import contextlib
+import errno
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,11 +12,12 @@ from lockstep_proto.v1 import service_pb2
 from lockstep_proto.v1.job_pb2 import JobSpec
 from lockstep_server import checkpoints
 from lockstep_server.checkpoints import Checkpoint, Description, Origin
-from lockstep_server.disk import storage_errors
+from lockstep_server.disk import storage_errors, sync_directory
 from lockstep_server.errors import NoModelError
 from lockstep_server.tensor_files import TEMPORARY, TensorFileError
 
 Which = service_pb2.WhichModel
+NO_LINKS = frozenset({errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})  # what a disk may say
 DAMAGED = ".damaged"  # put behind the name of a checkpoint that cannot be used; a person may look at it
 
 
@@ -30,14 +33,14 @@ class JobFiles:
 
         Raises DiskFullError or StorageError.
         """
-        path = self._checkpoint(checkpoint.version)
+        path = self.checkpoint(checkpoint.version)
         with storage_errors(f"write checkpoint {path.name}"):
             failpoints.hit("server.checkpoint.begun")
             self._checkpoints.mkdir(parents=True, exist_ok=True)
             checkpoints.write(path, origin, checkpoint, parameters_digest)
             failpoints.hit("server.checkpoint.written")
             for old in superfluous(self.checkpoints(), self._keep):
-                self._checkpoint(old.version).unlink()
+                self.checkpoint(old.version).unlink()
             return path.stat().st_size
 
     def checkpoints(self) -> list[Description]:
@@ -47,6 +50,36 @@ class JobFiles:
             with contextlib.suppress(TensorFileError, OSError):  # its reader will name it
                 found.append(checkpoints.describe(path))
         return found
+
+    def checkpoint(self, version: int) -> Path:
+        """Where the checkpoint of a version is, or would be."""
+        return self._checkpoints / f"{version:012d}.safetensors"
+
+    @property
+    def start(self) -> Path:
+        """What the job starts from, if that is another job's file."""
+        return self._directory / "start.safetensors"
+
+    def hold_start(self, source: Path) -> None:
+        """Hold another job's file, whatever becomes of that job.
+
+        Raises FileNotFoundError if it is gone, DiskFullError or StorageError.
+        """
+        with storage_errors(f"hold {source}", but=(FileNotFoundError,)):
+            self._directory.mkdir(parents=True)
+            try:
+                os.link(source, self.start)
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                shutil.copyfile(source, self.start)
+            sync_directory(self._directory)
+            sync_directory(self._directory.parent)
+
+    def drop_start(self) -> None:
+        """Let go of what `hold_start` held: the job has ended. Raises StorageError."""
+        with storage_errors(f"remove {self.start}"):
+            self.start.unlink(missing_ok=True)
 
     def newest_checkpoint(self, damaged: Callable[[str], None]) -> Checkpoint | None:
         """The newest good checkpoint, or None; `damaged` is told of each that is not.
@@ -86,7 +119,7 @@ class JobFiles:
     def delete(self) -> int:
         """Remove everything; returns the bytes given back."""
         files = [path for path in self._directory.rglob("*") if path.is_file()]
-        freed = sum(path.stat().st_size for path in files)
+        freed = sum(path.stat().st_size for path in files if path.stat().st_nlink == 1)  # no other job holds it
         with storage_errors(f"delete {self._directory}"):
             if self._directory.exists():
                 shutil.rmtree(self._directory)
@@ -95,9 +128,6 @@ class JobFiles:
     @property
     def _checkpoints(self) -> Path:
         return self._directory / "checkpoints"
-
-    def _checkpoint(self, version: int) -> Path:
-        return self._checkpoints / f"{version:012d}.safetensors"
 
     def _newest_first(self) -> list[Path]:
         return sorted(self._checkpoints.glob("[0-9]*.safetensors"), reverse=True)

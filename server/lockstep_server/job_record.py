@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -30,6 +31,14 @@ class Watcher:
         return [told[sequence] for sequence in sorted(told)]
 
 
+@dataclass(frozen=True)
+class Absence:
+    """What a server that was away finds of a job that ran."""
+
+    away_s: float
+    reached: int  # the version that the job had come to
+
+
 class JobRecord:
     """One job. `job` is what is stored; `snapshot` is what clients see."""
 
@@ -39,6 +48,8 @@ class JobRecord:
         self.job = stored.job
         self.story = [stored.job.state]
         self.deleted = False
+        self.wish = stored.wish
+        self.absence: Absence | None = None  # since the job was last taken up
         self._last_sequence = last_sequence
         self._watchers: set[Watcher] = set()
 
@@ -72,7 +83,7 @@ class JobRecord:
         """The row to be written: a copy, since the writer is another thread."""
         job = service_pb2.Job()
         job.CopyFrom(self.job)
-        return StoredJob(place=self.place, request_id=self.request_id, job=job)
+        return StoredJob(place=self.place, request_id=self.request_id, job=job, wish=self.wish)
 
     def move(self, to: State.ValueType, time: float) -> None:
         """Go to another state. Raises IllegalTransitionError."""

@@ -2,24 +2,25 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
 
 from lockstep_proto import failpoints
 from lockstep_proto.spec import Violation, check, complete
 from lockstep_proto.v1 import job_pb2, service_pb2
+from lockstep_server.admission import find_source, missing_uploads, settle_start, too_large
 from lockstep_server.checkpoints import Description
 from lockstep_server.directory import Directory
 from lockstep_server.errors import (
+    DiskFullError,
     IllegalTransitionError,
     InvalidRequestError,
     InvalidSpecError,
     ServerError,
     ShuttingDownError,
-    UploadNotFoundError,
 )
 from lockstep_server.job_record import JobRecord, timestamp
-from lockstep_server.lifecycle import State, name
+from lockstep_server.lifecycle import State, Wish, name
 from lockstep_server.scheduler import Scheduler
 from lockstep_server.store import StoredJob
 from lockstep_server.supervisor import INFO
@@ -76,54 +77,58 @@ class Jobs:
     async def stop(self, job_id: str) -> service_pb2.Job:
         """End a job; one that has ended stays as it is."""
         record = self._directory.find(job_id)
+        await self._wish(record, Wish.STOP)
         await self._stop(record)
-        return self.snapshot(record)
+        return await self._answer(record)
 
     async def pause(self, job_id: str) -> service_pb2.Job:
         """Pause a running job; one that is paused stays so."""
         record = self._directory.find(job_id)
         if record.state == State.JOB_STATE_RUNNING:
+            await self._wish(record, Wish.PAUSE)
             supervisor = self._scheduler.supervisor(record)
             supervisor.pause()
             self._scheduler.rearrange()
-            if not await supervisor.concluded(self._patience_s):
-                return self.snapshot(record)
-        if record.state != State.JOB_STATE_PAUSED:
-            raise IllegalTransitionError(f"job {record.id} is {name(record.state)}; only a running job can be paused")
-        return self.snapshot(record)
+            await supervisor.concluded(self._patience_s)
+        elif record.state != State.JOB_STATE_PAUSED:
+            raise self._cannot_pause(record)
+        if record.ended:  # before it could be paused
+            raise self._cannot_pause(record)
+        return await self._answer(record)
 
     async def resume(self, job_id: str) -> service_pb2.Job:
-        """Put a paused job back at its place in the queue; one that is there or runs stays so."""
+        """Put a paused job back at its place in the queue; one that is there or runs stays so.
+
+        One that is about to be paused is resumed when it has been.
+        """
         record = self._directory.find(job_id)
-        if record.state == State.JOB_STATE_RUNNING and self._scheduler.supervisor(record).concluding:
-            await self._scheduler.supervisor(record).concluded(self._patience_s)
         if record.ended:
             raise IllegalTransitionError(f"job {record.id} has {name(record.state)}; only a paused job can be resumed")
-        if record.state == State.JOB_STATE_PAUSED:
-            record.move(State.JOB_STATE_PENDING, self._tools.clock())
-            record.job.message = ""
-            self._event(record, "resumed")
-            failpoints.hit("server.job.resumed")
-            self._scheduler.rearrange()
-            await self._tools.journal.try_flush()
-        return self.snapshot(record)
+        if record.state == State.JOB_STATE_RUNNING and record.wish == Wish.PAUSE:
+            supervisor = self._scheduler.supervisor(record)
+            await self._wish(record, Wish.RESUME)
+            await supervisor.concluded(self._patience_s)
+        elif record.state == State.JOB_STATE_PAUSED:
+            self._scheduler.resume(record)
+        return await self._answer(record)
 
     async def delete(self, job_id: str) -> int:
         """Stop a job and remove it with its files and the uploads that no other job names; returns bytes given back."""
         record = self._directory.find(job_id)
+        await self._wish(record, Wish.STOP)
         if not await self._stop(record):
             self._scheduler.supervisor(record).end_now()
             await self._scheduler.supervisor(record).concluded()
+        freed = await self._delete_rows(record)
         if record.id not in self._directory:  # deleted by another request meanwhile
             return 0
         self._directory.remove(record)
-        await self._tools.journal.delete(record.id)
         failpoints.hit("server.job.deleted")
         record.deleted = True
         record.touch()
         needed = {upload_id for other in self._directory for upload_id in other.uploads}
         self._scheduler.rearrange()
-        freed = await asyncio.to_thread(self._tools.files(record.id).delete)
+        freed += await asyncio.to_thread(self._tools.files(record.id).delete)
         return freed + await asyncio.to_thread(self._tools.uploads.free, record.uploads - needed)
 
     def watch(self, job_id: str, after_event: int) -> AsyncIterator[service_pb2.WatchResponse]:
@@ -172,48 +177,75 @@ class Jobs:
 
     async def _enter(self, request_id: str, spec: job_pb2.JobSpec) -> JobRecord:
         spec = complete(spec)
-        violations = check(spec) or self._missing_uploads(spec)
+        tools = self._tools
+        violations = check(spec) or [*missing_uploads(spec, tools.uploads), *too_large(spec)]
         if violations:
             raise InvalidSpecError(violations)
         failpoints.hit("server.submit.received")
-        record = JobRecord(self._new_job(request_id, spec))
-        self._tools.journal.job(record.stored())
+        job_id = self._make_id()
+        if spec.start_from.job:
+            await self._hold_start(job_id, spec)
+        record = JobRecord(self._new_job(job_id, request_id, spec))
+        tools.journal.job(record.stored())
         self._event(record, "submitted")
         try:
-            await self._tools.journal.flush()
+            await tools.journal.flush()
         except ServerError:
-            self._tools.journal.drop(record.id)
+            tools.journal.drop(record.id)
+            await asyncio.to_thread(tools.files(record.id).delete)
             raise
         failpoints.hit("server.submit.stored")
         self._directory.add(record)
-        self._tools.uploads.claim(record.uploads)
+        tools.uploads.claim(record.uploads)
         self._scheduler.rearrange()
         return record
 
-    def _new_job(self, request_id: str, spec: job_pb2.JobSpec) -> StoredJob:
+    async def _hold_start(self, job_id: str, spec: job_pb2.JobSpec) -> None:
+        """Settle what the job starts from, and hold it before the job is stored: its source may be deleted any time."""
+        source = find_source(spec, self._directory)
+        tools = self._tools
+        file = await asyncio.to_thread(settle_start, spec, source, tools.files(source.id))
+        try:
+            await asyncio.to_thread(tools.files(job_id).hold_start, file)
+        except FileNotFoundError as error:
+            message = f"job {source.id} has just dropped the checkpoint of version {spec.start_from.version}; try again"
+            raise InvalidSpecError([Violation("start_from.job", message)]) from error
+
+    def _new_job(self, job_id: str, request_id: str, spec: job_pb2.JobSpec) -> StoredJob:
         job = service_pb2.Job(
-            id=self._make_id(),
+            id=job_id,
             spec=spec,
             state=State.JOB_STATE_PENDING,
             created=timestamp(self._tools.clock()),
             reproducible=spec.numerics != job_pb2.NUMERICS_ANY,
+            started_from_job=spec.start_from.job,
         )
         return StoredJob(place=self._directory.take_place(), request_id=request_id, job=job)
 
-    def _missing_uploads(self, spec: job_pb2.JobSpec) -> Sequence[Violation]:
-        named = {
-            "data.upload": spec.data.upload,
-            "validation.upload": spec.validation.upload,
-            "start_from.model": spec.start_from.model,
-        }
-        violations = []
-        for path, upload_id in named.items():
-            try:
-                if upload_id:
-                    self._tools.uploads.find(upload_id)
-            except (UploadNotFoundError, InvalidRequestError) as error:
-                violations.append(Violation(path, str(error)))
-        return violations
+    def _cannot_pause(self, record: JobRecord) -> IllegalTransitionError:
+        return IllegalTransitionError(f"job {record.id} is {name(record.state)}; only a running job can be paused")
+
+    async def _wish(self, record: JobRecord, wish: Wish) -> None:
+        """Remember what a person wants, so that a server that is killed meanwhile does not forget it."""
+        if not record.ended:
+            record.wish = wish
+            self._tools.journal.job(record.stored())
+            await self._tools.journal.try_flush()
+
+    async def _answer(self, record: JobRecord) -> service_pb2.Job:
+        """The job as it stands, once that is on disk. Raises DiskFullError or StorageError."""
+        await self._tools.journal.flush()
+        return self.snapshot(record)
+
+    async def _delete_rows(self, record: JobRecord) -> int:
+        """Remove what the database has of a job; returns the bytes that its files gave back to make room for that."""
+        freed = 0
+        try:
+            await self._tools.journal.delete(record.id)
+        except DiskFullError:  # a person who deletes a job wants room
+            freed = await asyncio.to_thread(self._tools.files(record.id).delete)
+            await self._tools.journal.delete(record.id)
+        return freed
 
     async def _stop(self, record: JobRecord) -> bool:
         """Whether the job has ended; a pause that is under way comes first."""

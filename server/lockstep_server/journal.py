@@ -111,10 +111,10 @@ class Journal:
         self._batch = self._batch.without(job_id)
 
     async def delete(self, job_id: str) -> None:
-        """Remove a job and what is still to be written of it."""
+        """Remove a job and what is still to be written of it; if that cannot be, all stays. Raises as `flush` does."""
         async with self._writing:
-            self.drop(job_id)
             await self._do(lambda: self._store.delete(job_id))
+            self.drop(job_id)
 
     async def close(self) -> None:
         """Write what is left and close the store."""

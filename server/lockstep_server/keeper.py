@@ -6,8 +6,7 @@ What takes long happens in threads beside the training; one file is written at a
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from lockstep_proto.layout import Layout, digest
@@ -23,20 +22,18 @@ if TYPE_CHECKING:
 
 INLINE_BYTES = 1 << 16  # whose digest takes less time than handing it to a thread
 MAX_WAITING = 4
+SAVE_PATIENCE_S = 60.0  # long enough for a person, or a log's rotation, to make room
+RETRY_S = 2.0
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class SavedModel:
-    """The last model of a job."""
-
-    version: int
-    digest: str  # SHA-256 in hexadecimal
-
-
 class Keeper:
-    """Keeps one job's. `warn` is told of what the disk refused, `written` of a checkpoint's seconds and bytes."""
+    """Keeps one job's.
+
+    `warn` is told of what the disk refused, `retrying` of what it refuses now, `written` of a checkpoint's seconds and
+    bytes.
+    """
 
     def __init__(
         self,
@@ -45,6 +42,7 @@ class Keeper:
         journal: Journal,
         *,
         warn: Callable[[str], None],
+        retrying: Callable[[str], None],
         written: Callable[[float, int], None],
         ledger: LedgerWriter,
     ) -> None:
@@ -52,11 +50,12 @@ class Keeper:
         self._files = files
         self._journal = journal
         self._warn = warn
+        self._retrying = retrying
         self._written = written
         self._ledger = ledger
         self._busy = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._version = -1  # of the newest checkpoint
+        self.version = -1  # of the newest checkpoint; -1 without any
         self._failed = False  # so that a disk that stays full is named once
 
     async def newest(self) -> Checkpoint | None:
@@ -67,7 +66,7 @@ class Keeper:
             loop.call_soon_threadsafe(self._warn, message)
 
         checkpoint = await asyncio.to_thread(self._files.newest_checkpoint, damaged)
-        self._version = -1 if checkpoint is None else checkpoint.version
+        self.version = -1 if checkpoint is None else checkpoint.version
         return checkpoint
 
     def keep(self, run: "JobRun", kept: KeptVersion) -> None:
@@ -87,7 +86,7 @@ class Keeper:
             digest = await asyncio.to_thread(kept.parameters.digest)
             self._ledger.add(kept.version, digest, ends_epoch=kept.ends_epoch)
             if kept.checkpoint is not None:
-                await self.write_checkpoint(kept.checkpoint, digest)
+                await self._write_beside(kept.checkpoint, digest)
         except Exception as error:  # the training is none the worse for it
             log.exception("a defect in keeping a version")
             self._warn(f"a defect in Lockstep: {error!r}; the job goes on, but version {kept.version} is not kept")
@@ -95,39 +94,68 @@ class Keeper:
             if kept.checkpoint is not None:
                 run.checkpoint_written()
 
-    async def write_checkpoint(self, checkpoint: Checkpoint, parameters_digest: str) -> None:
-        """Write a checkpoint if it is newer than what was written; a disk that refuses is warned of."""
+    async def settled(self) -> None:
+        """Return when nothing is being kept any more."""
+        await asyncio.gather(*self._tasks)
+
+    async def record(self, checkpoint: Checkpoint) -> str:
+        """Record the digest of a version that no run tells of; returns it."""
+        layout = Layout.from_spec(self._origin().spec)
+        found = await asyncio.to_thread(digest, layout, checkpoint.parameters)
+        ends_epoch = checkpoint.step_in_epoch == 0 and checkpoint.epoch > 0
+        self._ledger.add(checkpoint.version, found, ends_epoch=ends_epoch)
+        return found
+
+    async def save(self, checkpoint: Checkpoint, *, models: bool, patience_s: float) -> str:
+        """Keep the last version: its digest, which is returned, its checkpoint and, if wanted, the models.
+
+        What the disk refuses is tried again until `patience_s` is over. Raises DiskFullError or StorageError if the
+        models cannot be saved; a checkpoint that cannot be written is warned of.
+        """
+        deadline = asyncio.get_running_loop().time() + patience_s
+        await self.settled()
+        found = await self.record(checkpoint)
+        try:
+            await self._patiently(lambda: self._write(checkpoint, found), deadline)
+        except (DiskFullError, StorageError) as error:
+            self._warn(f"{error}; there is no checkpoint of the last version, {checkpoint.version}")
+        if models:
+            spec = self._origin().spec
+            await self._patiently(lambda: asyncio.to_thread(self._files.write_models, spec, checkpoint), deadline)
+        return found
+
+    async def _patiently(self, write: Callable[[], Awaitable[None]], deadline: float) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                return await write()
+            except (DiskFullError, StorageError) as error:
+                if loop.time() >= deadline:
+                    raise
+                self._retrying(f"saving: {error}; trying again for {deadline - loop.time():.0f} s")
+            await asyncio.sleep(RETRY_S)
+
+    async def _write_beside(self, checkpoint: Checkpoint, parameters_digest: str) -> None:
+        """Write a checkpoint beside the training; a disk that refuses is warned of, once."""
+        try:
+            await self._write(checkpoint, parameters_digest)
+            self._failed = False
+        except (DiskFullError, StorageError) as error:
+            if not self._failed:
+                self._warn(f"{error}; the job goes on without a checkpoint of version {checkpoint.version}")
+            self._failed = True
+
+    async def _write(self, checkpoint: Checkpoint, parameters_digest: str) -> None:
+        """Write a checkpoint if it is another than the newest."""
         async with self._busy:
-            if checkpoint.version == self._version:
+            if checkpoint.version == self.version:
                 return
             await self._journal.try_flush()  # else the history of steps that will not be repeated could be lost
             begun = time.monotonic()
             write = self._files.write_checkpoint
-            try:
-                num_bytes = await asyncio.to_thread(write, self._origin(), checkpoint, parameters_digest)
-            except (DiskFullError, StorageError) as error:
-                if not self._failed:
-                    self._warn(f"{error}; the job goes on without a checkpoint of version {checkpoint.version}")
-                self._failed = True
-            else:
-                self._written(time.monotonic() - begun, num_bytes)
-                self._version = checkpoint.version
-                self._failed = False
-
-    async def write_last(self, checkpoint: Checkpoint) -> SavedModel:
-        """Record the digest of the last version, and write its checkpoint."""
-        await asyncio.gather(*self._tasks)
-        layout = Layout.from_spec(self._origin().spec)
-        saved = SavedModel(checkpoint.version, await asyncio.to_thread(digest, layout, checkpoint.parameters))
-        ends_epoch = checkpoint.step_in_epoch == 0 and checkpoint.epoch > 0
-        self._ledger.add(saved.version, saved.digest, ends_epoch=ends_epoch)
-        await self.write_checkpoint(checkpoint, saved.digest)
-        return saved
-
-    async def write_models(self, checkpoint: Checkpoint) -> None:
-        """Save the models of the last version. Raises DiskFullError or StorageError."""
-        async with self._busy:
-            await asyncio.to_thread(self._files.write_models, self._origin().spec, checkpoint)
+            num_bytes = await asyncio.to_thread(write, self._origin(), checkpoint, parameters_digest)
+            self._written(time.monotonic() - begun, num_bytes)
+            self.version = checkpoint.version
 
 
 def _num_bytes(kept: KeptVersion) -> int:

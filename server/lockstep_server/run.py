@@ -16,11 +16,9 @@ from lockstep_proto.v1 import job_pb2, numerics_pb2, service_pb2, training_pb2
 from lockstep_server.checkpoints import Checkpoint
 from lockstep_server.crew import TICKS_PER_LEASE
 from lockstep_server.effects import Dismiss, Effect, Ended, EpochDone, Forget, Keep, Notice, Send, StepDone
-from lockstep_server.initial import initial_parameters
 from lockstep_server.measures import Measures
 from lockstep_server.metrics import Metrics
 from lockstep_server.outbox import Outbox
-from lockstep_server.progress import Progress
 from lockstep_server.records import Outcome, RunListener
 from lockstep_server.training import Training
 
@@ -39,8 +37,7 @@ class JobRun:
         num_rows: int,
         num_validation_rows: int,
         attempt: int,
-        start: Checkpoint | None,
-        initial: Array | None,
+        start: Checkpoint,
         listener: RunListener,
         lease_s: float,
         checkpoint_s: float,
@@ -57,7 +54,7 @@ class JobRun:
             num_rows=num_rows,
             num_validation_rows=num_validation_rows,
             attempt=attempt,
-            start=start or _version_0(spec, initial),
+            start=start,
             lease_s=lease_s,
             checkpoint_s=checkpoint_s,
             now=clock(),
@@ -324,19 +321,6 @@ class JobRun:
     def _workers_changed(self) -> None:
         self.measures.count(self.training)
         self._listener.changed()
-
-
-def _version_0(spec: job_pb2.JobSpec, initial: Array | None) -> Checkpoint:
-    return Checkpoint(
-        version=0,
-        epoch=0,
-        step_in_epoch=0,
-        parameters=initial_parameters(spec) if initial is None else initial,
-        optimizer_state={},
-        num_updates=0,
-        best=None,
-        progress=Progress().to_dict(),
-    )
 
 
 _HEARTBEAT = training_pb2.ServerMessage(heartbeat=training_pb2.Heartbeat()).SerializeToString()

@@ -11,14 +11,14 @@ from lockstep_server.deadlines import Deadlines
 from lockstep_server.directory import Directory
 from lockstep_server.fleet_link import Attachment, FleetLink
 from lockstep_server.job_record import JobRecord
-from lockstep_server.lifecycle import State, name
+from lockstep_server.lifecycle import State, Wish, name
 from lockstep_server.supervisor import INFO, Supervisor
 from lockstep_server.tools import Tools
 
 if TYPE_CHECKING:
     from lockstep_server.run import JobRun
 
-PENDING, RUNNING = State.JOB_STATE_PENDING, State.JOB_STATE_RUNNING
+PENDING, RUNNING, PAUSED = State.JOB_STATE_PENDING, State.JOB_STATE_RUNNING, State.JOB_STATE_PAUSED
 
 
 class Scheduler:
@@ -43,10 +43,12 @@ class Scheduler:
     # Jobs
 
     def start(self) -> None:
-        """Take up the jobs that ran when the server last ended."""
+        """Take up the jobs that ran when the server last ended, and do what was asked for before."""
         for record in self._directory:
             if record.state == RUNNING:
                 self._supervise(record)
+        for record in self._directory:
+            self._carry_out(record)
         self.rearrange()
 
     def supervisor(self, record: JobRecord) -> Supervisor:
@@ -61,6 +63,17 @@ class Scheduler:
     def runs(self) -> "list[JobRun]":
         """All runs."""
         return [run for run in map(self.run, self._supervisors) if run is not None]
+
+    def resume(self, record: JobRecord) -> None:
+        """Put a paused job back at its place in the queue."""
+        record.wish = Wish.NONE
+        record.job.message = ""
+        record.move(PENDING, self._tools.clock())
+        event = record.add_event(INFO, "resumed", self._tools.clock())
+        self._tools.journal.event(record.id, event)
+        self._tools.journal.job(record.stored())
+        failpoints.hit("server.job.resumed")
+        self.rearrange()
 
     def rearrange(self) -> None:
         """Share the cluster out anew: after anything that changes who wants or who has workers."""
@@ -141,7 +154,20 @@ class Scheduler:
         self._metrics.job_changed(record.id, name(record.state).upper())
         if record.ended:
             self._metrics.job_ended(record.id)
+        self._carry_out(record)
         self.rearrange()
+
+    def _carry_out(self, record: JobRecord) -> None:
+        """Do what a person has asked of a job, now that it can be done."""
+        match record.wish:
+            case Wish.STOP if not record.ended:
+                self.supervisor(record).stop()
+            case Wish.PAUSE if record.state == RUNNING:
+                self.supervisor(record).pause()
+            case Wish.RESUME if record.state == PAUSED:
+                self.resume(record)
+            case Wish.RESUME:  # it runs: the server was killed before it was paused
+                record.wish = Wish.NONE
 
     def _claims(self) -> list[queue.Claim]:
         return [
@@ -177,7 +203,7 @@ class Scheduler:
             record = self._record(claim.job_id)
             if not claim.running:
                 self._name_phase(record, queue.pending_phase(claims, record.id, self.fleet.worker_slots))
-            elif self._supervisors[record.id].run is None:
+            elif self._supervisors[record.id].waits_for_data:
                 self._name_phase(record, "waiting for a fleet" if self.fleet.resources is None else "loading data")
 
     def _name_phase(self, record: JobRecord, phase: str) -> None:

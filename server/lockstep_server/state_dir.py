@@ -20,6 +20,13 @@ class StateDir:
                 f"the state directory {path} cannot be used: {error.strerror}; try another --state-dir"
             ) from error
         self._take_lock()
+        self.last_seen_s = os.fstat(self._lock).st_mtime  # when a server was last alive here, in seconds since 1970
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+
+    def seen(self, now: float) -> None:
+        """Note that the server was alive at this time, in seconds since 1970; a later one reads it as `last_seen_s`."""
+        os.utime(self._lock, (now, now))
 
     @property
     def database(self) -> Path:
@@ -50,5 +57,3 @@ class StateDir:
                 f"the state directory {self.path} is in use by another lockstep-server (pid {holder}); "
                 "stop it or give another --state-dir",
             ) from error
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)

@@ -1,6 +1,7 @@
 """One job from being taken up to its end: data, run, checkpoints, saved models."""
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import Callable
@@ -11,12 +12,21 @@ from lockstep_proto.v1 import service_pb2, training_pb2
 from lockstep_server.checkpoints import Checkpoint, Origin
 from lockstep_server.data_change import DATA_FIELDS, data_change
 from lockstep_server.errors import DiskFullError, ServerError, StorageError
+from lockstep_server.forking import Start
 from lockstep_server.job_record import JobRecord
-from lockstep_server.keeper import Keeper, SavedModel
+from lockstep_server.keeper import SAVE_PATIENCE_S, Keeper
 from lockstep_server.ledger import LedgerWriter
-from lockstep_server.lifecycle import ENDED, State, name
+from lockstep_server.lifecycle import ENDED, State, Wish, name
 from lockstep_server.records import EpochRecord, KeptVersion, Outcome, StepRecord
-from lockstep_server.taking_up import CannotTakeUpError, check_numerics, read_initial_parameters
+from lockstep_server.taking_up import (
+    MAX_REWINDS,
+    CannotTakeUpError,
+    Rewinds,
+    already_over,
+    begin,
+    check_numerics,
+    taken_up,
+)
 from lockstep_server.tools import Tools
 
 if TYPE_CHECKING:
@@ -27,9 +37,8 @@ log = logging.getLogger(__name__)
 INFO, WARNING, ERROR = service_pb2.SEVERITY_INFO, service_pb2.SEVERITY_WARNING, service_pb2.SEVERITY_ERROR
 _LOG_LEVELS = {INFO: logging.INFO, WARNING: logging.WARNING, ERROR: logging.ERROR}
 STOPPED = Outcome(State.JOB_STATE_STOPPED, service_pb2.STOP_REASON_USER, message="stopped by a person")
-HALT_S = (
-    20.0  # the server's end is not held up longer by a slow disk; the job is then trained again from its checkpoint
-)
+AGAIN = Outcome(State.JOB_STATE_RUNNING)  # workers dial again
+HALT_S = 20.0  # the server's end is not held up longer by a slow disk; the job then goes on from the checkpoint before
 
 
 class Supervisor:
@@ -39,21 +48,28 @@ class Supervisor:
         self.record = record
         self.run: JobRun | None = None
         self._tools = tools
+        self._files = tools.files(record.id)
         warn = functools.partial(self.event, WARNING)
         self._ledger = LedgerWriter(record, tools.journal, warn=warn)
         self._keeper = Keeper(
             self._origin,
-            tools.files(record.id),
+            self._files,
             tools.journal,
             warn=warn,
+            retrying=self._name_phase,
             written=functools.partial(tools.metrics.checkpoint, record.id),
             ledger=self._ledger,
         )
         loop = asyncio.get_running_loop()
         self._loaded: asyncio.Future[None] = loop.create_future()
         self._outcome: asyncio.Future[Outcome] = loop.create_future()
+        self._rewound: asyncio.Future[Outcome] = loop.create_future()
         self._concluded = asyncio.Event()
-        self._saved: SavedModel | None = None
+        self._halted = False
+        self._start: Checkpoint | None = None  # if there was nothing left to do from there
+        self._reached = 0  # before the last rewind
+        self._rewinds = Rewinds()
+        self._expelled: set[str] = set()
         self._seen_workers: set[str] = set()
         self.on_gave_up: Callable[[], None] = lambda: None
         if record.job.num_rows:  # known from an earlier attempt: its workers may be redialling already
@@ -114,11 +130,16 @@ class Supervisor:
 
     async def halt(self) -> None:
         """Leave the job to a later server: RUNNING, with a checkpoint. What is being saved is saved first."""
+        self._halted = True
         if self.concluding:
             await self.concluded(HALT_S)
         elif self.run is not None:
-            await self._keeper.write_last(self.run.checkpoint())
-            self.run.close()
+            checkpoint = self.run.checkpoint()
+            self.run.end(AGAIN)  # no step is done that a later server would have to do again
+            self.record.refresh(self.run)
+            self._tools.journal.job(self.record.stored())
+            with contextlib.suppress(TimeoutError):  # the process ends, and the checkpoint before stays the newest
+                await asyncio.wait_for(self._keeper.save(checkpoint, models=False, patience_s=0.0), HALT_S)
 
     async def concluded(self, timeout_s: float | None = None) -> bool:
         """Wait until the job has left RUNNING and its files are in order."""
@@ -134,42 +155,67 @@ class Supervisor:
         """Carry the job to where it is not RUNNING."""
         try:
             await self._train()
-            outcome = await self._save(await self._outcome)
-        except CannotTakeUpError as error:
-            outcome = self._failure(error.error_type, str(error))
-        except (ServerError, OSError) as error:
-            outcome = self._failure(service_pb2.ERROR_TYPE_STORAGE, str(error))
+            self._take_over(await self._save(await self._outcome))
         except Exception as error:
-            log.exception("a defect ended the job", extra={"job": self.record.id})
-            outcome = self._failure(service_pb2.ERROR_TYPE_INTERNAL, f"a defect in Lockstep: {error!r}")
-        self._take_over(outcome)
+            self._take_over_defect(error)
         failpoints.hit("server.job.concluded")
         await self._tools.journal.try_flush()
         self._concluded.set()
 
     async def _train(self) -> None:
-        events: list[asyncio.Future[Any]] = [self._loaded, self._outcome]
-        await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
-        if self.concluding:
-            return
+        await _first(self._loaded, self._outcome)
+        while not self.concluding:
+            try:
+                await self._take_up()
+            except CannotTakeUpError as error:
+                self.fail(error.error_type, str(error))
+            await _first(self._rewound, self._outcome)
+            if not self.concluding:
+                await self._rewind()
+
+    async def _take_up(self) -> None:
+        """Begin a further attempt, from the newest checkpoint or from the beginning."""
         job = self.record.job
         check_numerics(job, self._tools.numerics)
-        start = await self._keeper.newest()
-        await self._ledger.recall(start.version if start else 0)
-        initial = None
-        if start is None:
-            initial = await asyncio.to_thread(read_initial_parameters, job.spec, self._tools.uploads.path)
+        checkpoint = await self._keeper.newest()
+        begun = checkpoint is not None
+        start = (
+            Start(checkpoint)
+            if checkpoint
+            else await asyncio.to_thread(begin, self.record.stored().job, self._files.start, self._tools.uploads.path)
+        )
+        await self._ledger.recall(start.checkpoint.version)
         job.attempt += 1
         job.server_numerics.CopyFrom(self._tools.numerics)
+        if not begun:
+            job.start_version = start.checkpoint.version
+            await self._keeper.record(start.checkpoint)
         self._tools.journal.job(self.record.stored())
         await self._tools.journal.try_flush()  # no later server may give this number to another attempt
         failpoints.hit("server.job.attempt_stored")
         if not self.concluding:
-            self._run(start, initial)
+            self._tell_start(start)
+            self._run(start.checkpoint)
 
-    def _run(self, start: Checkpoint | None, initial: Any) -> None:
+    def _tell_start(self, start: Start) -> None:
+        job, version = self.record.job, start.checkpoint.version
+        absence, self.record.absence = self.record.absence, None
+        if absence is not None:
+            words = taken_up(version, job.attempt, absence.reached, absence.away_s)
+        else:
+            words = taken_up(version, job.attempt, self._reached)
+        self.event(INFO, words)
+        if start.words:
+            self.event(INFO, start.words)
+
+    def _run(self, start: Checkpoint) -> None:
         job = self.record.job
-        self.event(INFO, f"taken up at version {start.version if start else 0} (attempt {job.attempt})")
+        over = already_over(job, start)
+        if over is not None:
+            self._start = start
+            self.end(over)
+            return
+        self._rewound = asyncio.get_running_loop().create_future()
         self.run = self._tools.make_run(
             job.id,
             job.spec,
@@ -177,33 +223,62 @@ class Supervisor:
             num_validation_rows=job.num_validation_rows,
             attempt=job.attempt,
             start=start,
-            initial=initial,
             listener=self,
+            expelled=self._expelled,
             numerics=job.numerics if job.HasField("numerics") else None,
         )
 
+    async def _rewind(self) -> None:
+        """Let go of a run that cannot trust its last step, to go back to the newest checkpoint."""
+        run, message = self.run, self._rewound.result().message
+        assert run is not None
+        run.close()
+        self.run = None
+        self._reached, self._expelled = run.step, run.expelled
+        await self._keeper.settled()
+        if self._rewinds.allows(run.step):
+            self.event(WARNING, f"rewinds: {message}")
+        else:
+            words = f"{message}; the job has rewound {MAX_REWINDS} times without getting beyond step {run.step}"
+            self.fail(service_pb2.ERROR_TYPE_CORRUPTION, words)
+
     async def _save(self, outcome: Outcome) -> Outcome:
         failpoints.hit("server.job.saving")
-        self.record.job.phase = "saving"
-        self.record.touch()
-        checkpoint = await self._keeper.newest() if self.run is None else self.run.checkpoint()
+        self._name_phase("saving")
+        checkpoint = self.run.checkpoint() if self.run is not None else self._start or await self._keeper.newest()
         if checkpoint is None:
             return outcome
-        saved = await self._keeper.write_last(checkpoint)
-        return (
-            outcome if outcome.state == State.JOB_STATE_PAUSED else await self._save_models(outcome, checkpoint, saved)
-        )
-
-    async def _save_models(self, outcome: Outcome, checkpoint: Checkpoint, saved: SavedModel) -> Outcome:
+        ends = outcome.state in ENDED
         try:
-            await self._keeper.write_models(checkpoint)
+            digest = await self._keeper.save(checkpoint, models=ends, patience_s=SAVE_PATIENCE_S)
         except (DiskFullError, StorageError) as error:
             if outcome.state != State.JOB_STATE_FAILED:
-                return self._failure(service_pb2.ERROR_TYPE_STORAGE, f"{error}; its model is lost, submit it again")
+                return self._lost(error)
             self.event(WARNING, str(error))
-        else:
-            self._saved = saved
+            return outcome
+        self.record.job.step = checkpoint.version
+        if ends:
+            self.record.job.digest = digest
         return outcome
+
+    def _lost(self, error: Exception) -> Outcome:
+        way_out = "submit it again"
+        if self._keeper.version >= 0:
+            way_out = f"to go on from its checkpoint of version {self._keeper.version}, submit it with "
+            way_out += f'start_from = {{job = "{self.record.id}"}}'
+        message = f"{error}; the model could not be saved for {SAVE_PATIENCE_S:g} s: {way_out}"
+        return Outcome(State.JOB_STATE_FAILED, error_type=service_pb2.ERROR_TYPE_STORAGE, message=message)
+
+    def _take_over_defect(self, error: Exception) -> None:
+        """Whatever happens, the job does not stay RUNNING for ever."""
+        log.error("a defect ended the job", exc_info=error, extra={"job": self.record.id})
+        storage = isinstance(error, ServerError | OSError)
+        message = str(error) if storage else f"a defect in Lockstep: {error!r}"
+        kind = service_pb2.ERROR_TYPE_STORAGE if storage else service_pb2.ERROR_TYPE_INTERNAL
+        self.fail(kind, message)
+        self.run = None  # it may be what is broken
+        if not self.record.ended:
+            self._take_over(Outcome(State.JOB_STATE_FAILED, error_type=kind, message=message))
 
     def _origin(self) -> Origin:
         job = self.record.job
@@ -219,8 +294,6 @@ class Supervisor:
         if self.run is not None:
             record.refresh(self.run)
             self.run.close()
-        if self._saved is not None:
-            job.step, job.digest = self._saved.version, self._saved.digest
         job.phase = name(outcome.state)
         job.message = outcome.message if outcome.state in ENDED else ""
         job.error_type = outcome.error_type
@@ -231,10 +304,17 @@ class Supervisor:
             ERROR if outcome.state == State.JOB_STATE_FAILED else INFO,
             f"{words}: {job.message}" if job.message else words,
         )
+        if outcome.state in ENDED or record.wish == Wish.PAUSE:
+            record.wish = Wish.NONE
         record.move(outcome.state, self._tools.clock())
+        self._tools.journal.job(record.stored())
         if outcome.state in ENDED:
             self._tools.uploads.touch(record.uploads)
-        self._tools.journal.job(record.stored())
+            self._files.drop_start()
+
+    def _name_phase(self, phase: str) -> None:
+        self.record.job.phase = phase
+        self.record.touch()
 
     def _ask(self, outcome: Outcome) -> None:
         """Ask the run, which acts between two versions; without workers the last whole version is already there."""
@@ -244,12 +324,6 @@ class Supervisor:
             self.run.pause()
         else:
             self.run.stop()
-
-    def _failure(self, error_type: service_pb2.ErrorType.ValueType, message: str) -> Outcome:
-        """The end of a training by something outside it; no later end counts."""
-        outcome = Outcome(State.JOB_STATE_FAILED, error_type=error_type, message=message)
-        self.end(outcome)
-        return outcome
 
     # What the run tells
 
@@ -295,6 +369,11 @@ class Supervisor:
             self._tools.journal.job(self.record.stored())
 
     def ended(self, outcome: Outcome) -> None:
-        """The training is over."""
-        if not self._outcome.done():
-            self._outcome.set_result(outcome)
+        """The training is over, or begins again from its newest checkpoint."""
+        ending = self._rewound if outcome.state == State.JOB_STATE_RUNNING else self._outcome
+        if not (self._halted or self.concluding or ending.done()):
+            ending.set_result(outcome)
+
+
+async def _first(*events: "asyncio.Future[Any]") -> None:
+    await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)

@@ -1,18 +1,25 @@
-"""What a job is taken up from: its newest good checkpoint, or given initial parameters, on a server that fits it."""
+"""What a job is taken up from when it has no checkpoint of its own, and whether there is anything left to do.
+
+What blocks on the disk or takes long for a large network is called in a thread.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import numpy.typing as npt
 
 from lockstep_proto import numerics
 from lockstep_proto.v1 import service_pb2
-from lockstep_proto.v1.job_pb2 import JobSpec
 from lockstep_proto.v1.numerics_pb2 import NumericsFingerprint
-from lockstep_server import checkpoints
+from lockstep_server import checkpoints, forking
+from lockstep_server.checkpoints import Checkpoint
 from lockstep_server.errors import UploadNotFoundError
+from lockstep_server.forking import Start
+from lockstep_server.initial import initial_parameters
+from lockstep_server.lifecycle import State
+from lockstep_server.progress import Plan, Progress, describe_stop, stop_reason
+from lockstep_server.records import Outcome
 from lockstep_server.tensor_files import TensorFileError
+
+MAX_REWINDS = 5  # to the same steps; a fault that comes back each time is not of the moment
 
 
 class CannotTakeUpError(Exception):
@@ -36,12 +43,60 @@ def check_numerics(job: service_pb2.Job, server: NumericsFingerprint) -> None:
         )
 
 
-def read_initial_parameters(spec: JobSpec, upload: Callable[[str], Path]) -> npt.NDArray[Any] | None:
-    """The flat vector of the model that the spec names, None if it names none. Raises CannotTakeUpError."""
-    if not spec.start_from.model:
-        return None
+def begin(job: service_pb2.Job, start_file: Path, upload: Callable[[str], Path]) -> Start:
+    """What the job, whose data are loaded, begins from. Raises CannotTakeUpError."""
+    source = job.spec.start_from
     try:
-        return checkpoints.read_model(upload(spec.start_from.model), spec)
+        match source.WhichOneof("source"):
+            case "job" if source.best:
+                parameters = checkpoints.read_model(start_file, job.spec)
+                words = f"starts from job {source.job} at its lowest validation loss: parameters alone"
+                return Start(forking.version_0(parameters), words)
+            case "job":
+                checkpoint = checkpoints.read(start_file)
+                return forking.take_over(checkpoint, checkpoints.describe(start_file).origin, job)
+            case "model":
+                parameters = checkpoints.read_model(upload(source.model), job.spec)
+                return Start(forking.version_0(parameters), "starts from a saved model: parameters alone")
+            case _:
+                return Start(forking.version_0(initial_parameters(job.spec)))
     except (UploadNotFoundError, TensorFileError, OSError) as error:
-        message = f"start_from.model cannot be used: {error}"
+        message = f"start_from.{source.WhichOneof('source')} cannot be used: {error}"
         raise CannotTakeUpError(service_pb2.ERROR_TYPE_DATA_INVALID, message) from error
+    except MemoryError as error:
+        message = "the server has not enough memory for the parameters; make the network smaller"
+        raise CannotTakeUpError(service_pb2.ERROR_TYPE_INTERNAL, message) from error
+
+
+def already_over(job: service_pb2.Job, start: Checkpoint) -> Outcome | None:
+    """The end of a training that has nothing left to do, None for one that goes on."""
+    progress = Progress.from_dict(start.progress)
+    if progress.evaluation_due:
+        return None
+    reason = stop_reason(job.spec, Plan.of(job.spec, job.num_rows, job.num_validation_rows), progress, start.version)
+    if reason is None:
+        return None
+    return Outcome(State.JOB_STATE_SUCCEEDED, reason, message=describe_stop(job.spec, progress, reason))
+
+
+class Rewinds:
+    """Counts how often a job has rewound without a step beyond the furthest it had reached."""
+
+    def __init__(self) -> None:
+        self._furthest = -1
+        self._count = 0
+
+    def allows(self, version: int) -> bool:
+        """Whether a job that has reached this version may rewind once more."""
+        if version > self._furthest:
+            self._furthest, self._count = version, 0
+        self._count += 1
+        return self._count <= MAX_REWINDS
+
+
+def taken_up(version: int, attempt: int, reached: int, away_s: float | None = None) -> str:
+    """Say where a job is taken up, how far it had come, and how long the server was away."""
+    words = f"taken up at version {version} (attempt {attempt})"
+    if reached > version:
+        words += f", which had reached {reached}"
+    return words if away_s is None else f"the server was away for {away_s:.1f} s; {words}"

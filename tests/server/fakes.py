@@ -17,7 +17,6 @@ from lockstep_server.directory import Directory
 from lockstep_server.fleet_link import Attachment
 from lockstep_server.housekeeping import Housekeeping
 from lockstep_server.job_files import JobFiles
-from lockstep_server.job_record import JobRecord
 from lockstep_server.jobs import Jobs
 from lockstep_server.journal import Journal
 from lockstep_server.measures import Measures
@@ -41,7 +40,7 @@ def make_spec(**changes: Any) -> job_pb2.JobSpec:
         network=job_pb2.Network(inputs=3, layers=[job_pb2.Layer(units=2)]),
         loss=job_pb2.LOSS_SQUARED_ERROR,
         batch_size=job_pb2.BatchSize(full=True),
-        epochs=2,
+        epochs=100,
         shards=4,
         data=job_pb2.Data(path="rows.csv", target=["y"]),
     )
@@ -76,8 +75,8 @@ class FakeRun:
         self.spec = spec
         self.arguments = arguments
         self.listener: Supervisor = arguments["listener"]
-        self.start: Checkpoint | None = arguments["start"]
-        self.step = self.start.version if self.start is not None else 0
+        self.start: Checkpoint = arguments["start"]
+        self.step = self.start.version
         self.num_steps, self.epoch, self.num_epochs = 100, 0, 2
         self.numerics: NumericsFingerprint | None = arguments["numerics"]
         self.measures = Measures(job_id, Metrics(), 0.0)
@@ -106,8 +105,9 @@ class FakeRun:
             self.step += 1
             self.listener.step(record)
 
-    def end(self, state: service_pb2.JobState.ValueType, **words: Any) -> None:
-        self.listener.ended(Outcome(state, **words))
+    def end(self, state: service_pb2.JobState.ValueType | Outcome, **words: Any) -> None:
+        self.workers.clear()
+        self.listener.ended(state if isinstance(state, Outcome) else Outcome(state, **words))
 
     def stop(self) -> None:
         self.asked.append("stop")
@@ -161,6 +161,7 @@ class Bench:
         self.numerics = FINGERPRINT
         self.patience_s = 10.0
         self.attachment: Attachment | None = None
+        self.last_seen_s = self.now
 
     def open(self) -> None:
         state = self.settings.state_dir
@@ -177,10 +178,7 @@ class Bench:
             numerics=self.numerics,
             clock=self.clock,
         )
-        self.directory = Directory()
-        sequences = store.last_sequences()
-        for stored in store.jobs():
-            self.directory.add(JobRecord(stored, sequences.get(stored.job.id, 0)))
+        self.directory = Directory.read(store, away_s=self.now - self.last_seen_s)
         self.scheduler = Scheduler(self.directory, tools, monotonic=self.clock)
         self.jobs = Jobs(self.directory, self.scheduler, tools, patience_s=self.patience_s)
         self.housekeeping = Housekeeping(
@@ -190,6 +188,7 @@ class Bench:
             self.scheduler,
             self.journal,
             self.uploads,
+            seen=self.seen,
             clock=self.clock,
             monotonic=self.clock,
         )
@@ -199,6 +198,9 @@ class Bench:
         """As the server ends: orderly."""
         await self.scheduler.halt()
         await self.journal.close()
+
+    def seen(self, now: float) -> None:
+        self.last_seen_s = now
 
     def clock(self) -> float:
         return self.now

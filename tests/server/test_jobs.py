@@ -163,7 +163,8 @@ def test_a_job_with_workers_is_stopped_by_its_run_between_versions(tmp_path: Pat
         run.join("w1")
         run.train(2)
         stopping = asyncio.create_task(server.jobs.stop(job_id))
-        await turn()
+        while not run.asked:
+            await turn()
         assert run.asked == ["stop"]
         assert not stopping.done()
         run.train(1)
@@ -215,7 +216,8 @@ def test_a_paused_job_gives_up_its_workers_and_goes_on_from_its_version(tmp_path
         run.join("w1")
         run.train(5)
         pausing = asyncio.create_task(server.jobs.pause(job_id))
-        await turn()
+        while not run.asked:
+            await turn()
         assert run.asked == ["pause"]
         run.end(PAUSED)
         assert (await pausing).state == PAUSED

@@ -46,6 +46,8 @@ def test_epochs_checkpoints_and_the_end_are_recorded(
         run.end(State.JOB_STATE_SUCCEEDED)
         await server.state(run.job_id, State.JOB_STATE_SUCCEEDED)
         found = await entries(server, run.job_id)
+        begun = found.pop(0)
+        assert (begun.version, begun.ends_epoch, begun.attempt) == (0, False, 1)
         assert [(entry.version, entry.digest, entry.ends_epoch) for entry in found] == [
             (2, digest_of_version(2), True),
             (3, digest_of_version(3), False),
@@ -66,7 +68,7 @@ def test_a_long_ledger_comes_in_pieces(tmp_path: Path, monkeypatch: pytest.Monke
             run.train(1)
             run.end_epoch()
         pieces = [piece async for piece in server.jobs.ledger(run.job_id)]
-        assert [[entry.version for entry in piece.entries] for piece in pieces] == [[1, 2], [3, 4], [5]]
+        assert [[entry.version for entry in piece.entries] for piece in pieces] == [[0, 1], [2, 3], [4, 5]]
 
     play(tmp_path, scene)
 
@@ -82,7 +84,7 @@ def test_digests_that_cannot_keep_up_do_not_heap_up_parameters(tmp_path: Path, m
             run.end_epoch()
         run.end(State.JOB_STATE_SUCCEEDED)
         await server.state(run.job_id, State.JOB_STATE_SUCCEEDED)
-        assert [entry.version for entry in await entries(server, run.job_id)] == [1, 2, 5]
+        assert [entry.version for entry in await entries(server, run.job_id)] == [0, 1, 2, 5]
 
     play(tmp_path, scene)
 
@@ -112,8 +114,8 @@ def test_a_replay_that_has_other_bits_is_an_alarm(tmp_path: Path) -> None:
         assert f"version 3 was computed twice with different results: digest {digest_of_version(3)[:12]}" in alarm
         assert f"in attempt 1, {digest_of_version(7)[:12]} now" in alarm
         found = await entries(server, run.job_id)
-        assert [(entry.version, entry.attempt) for entry in found] == [(1, 1), (2, 2), (3, 2)]
-        assert found[2].digest == digest_of_version(7)  # the job goes on from there
+        assert [(entry.version, entry.attempt) for entry in found] == [(0, 1), (1, 1), (2, 2), (3, 2)]
+        assert found[3].digest == digest_of_version(7)  # the job goes on from there
         await server.close()
 
     asyncio.run(life())

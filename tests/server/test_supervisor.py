@@ -11,13 +11,13 @@ import pytest
 
 from lockstep_proto.v1 import job_pb2, service_pb2, training_pb2
 from lockstep_proto.v1.numerics_pb2 import NumericsFingerprint
-from lockstep_server import checkpoints
+from lockstep_server import checkpoints, keeper, supervisor
 from lockstep_server.errors import (
     NoModelError,
 )
 from lockstep_server.job_files import Which
 from lockstep_server.lifecycle import State
-from tests.server.fakes import FINGERPRINT, NUM_PARAMETERS, Bench, digest_of_version, make_spec, play, whole
+from tests.server.fakes import FINGERPRINT, NUM_PARAMETERS, Bench, digest_of_version, make_spec, play, turn, whole
 
 PENDING, RUNNING, PAUSED = State.JOB_STATE_PENDING, State.JOB_STATE_RUNNING, State.JOB_STATE_PAUSED
 SUCCEEDED, FAILED, STOPPED = State.JOB_STATE_SUCCEEDED, State.JOB_STATE_FAILED, State.JOB_STATE_STOPPED
@@ -143,6 +143,9 @@ def test_a_failed_job_keeps_its_last_good_model(tmp_path: Path) -> None:
 
 
 def test_a_job_whose_model_the_disk_does_not_take_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "SAVE_PATIENCE_S", 0.05)
+    monkeypatch.setattr(keeper, "RETRY_S", 0.01)
+
     async def scene(server: Bench) -> None:
         server.fleet(1)
         job_id = await server.submit()
@@ -153,7 +156,32 @@ def test_a_job_whose_model_the_disk_does_not_take_fails(tmp_path: Path, monkeypa
         job = await server.state(job_id, FAILED)
         assert job.error_type == service_pb2.ERROR_TYPE_STORAGE
         assert "the server's disk is full: cannot save the model" in job.message
+        assert f'its checkpoint of version 7, submit it with start_from = {{job = "{job_id}"}}' in job.message
         assert job.digest == ""
+        assert [kept.version for kept in server.files(job_id).checkpoints()] == [7]
+
+    play(tmp_path, scene)
+
+
+def test_a_disk_that_is_full_for_a_while_at_the_end_costs_only_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "RETRY_S", 0.01)
+
+    async def scene(server: Bench) -> None:
+        server.fleet(1)
+        job_id = await server.submit()
+        run = await server.load(job_id)
+        run.train(7)
+        with monkeypatch.context() as patch:
+            fill_disk(patch, "write")
+            run.end(SUCCEEDED)
+            while "trying again for" not in server.jobs.get(job_id).phase:
+                await turn()
+            assert "saving: the server's disk is full: cannot write checkpoint" in server.jobs.get(job_id).phase
+        job = await server.state(job_id, SUCCEEDED)
+        assert job.digest == digest_of_version(7)
+        assert [kept.version for kept in server.files(job_id).checkpoints()] == [7]
 
     play(tmp_path, scene)
 
@@ -221,7 +249,7 @@ def test_a_running_job_is_taken_up_by_the_next_server_from_its_checkpoint(tmp_pa
         assert list((await whole(server.jobs.history(job_id))).steps.step) == list(range(6))
         run.end(SUCCEEDED)
         assert (await server.state(job_id, SUCCEEDED)).digest == digest_of_version(6)
-        assert "taken up at version 6 (attempt 2)" in await server.events(job_id)
+        assert "the server was away for 0.0 s; taken up at version 6 (attempt 2)" in await server.events(job_id)
 
     play(tmp_path, first)
     play(tmp_path, second)
@@ -236,13 +264,17 @@ def test_a_job_without_a_checkpoint_begins_again(tmp_path: Path) -> None:
         run = await server.load(job_id)
         run.join("w1")
         run.train(6)
+        drawn = run.start.parameters.tolist()
         await server.journal.close()  # killed: no checkpoint
+        server.now += 3.25
         server.open()
         run = await server.running(job_id)
-        assert run.start is None
-        assert run.arguments["initial"] is None
+        assert run.start.parameters.tolist() == drawn
+        assert run.start.version == 0
         assert run.arguments["attempt"] == 2
         assert run.arguments["numerics"] == FINGERPRINT  # held to those of its first worker
+        words = "the server was away for 3.2 s; taken up at version 0 (attempt 2), which had reached 6"
+        assert words in await server.events(job_id)
         await server.close()
 
     asyncio.run(life())
@@ -379,7 +411,8 @@ def test_initial_parameters_come_from_the_given_model(tmp_path: Path) -> None:
         spec.start_from.model = upload_id
         server.fleet(1)
         run = await server.load((await server.jobs.submit("", spec)).id)
-        assert run.arguments["initial"].tolist() == given.tolist()
+        assert run.start.parameters.tolist() == given.tolist()
+        assert "starts from a saved model: parameters alone" in await server.events(run.job_id)
 
     play(tmp_path, scene)
 
