@@ -9,7 +9,8 @@ import grpc
 
 from lockstep.calls import Deadline
 from lockstep.errors import ServerUnavailableError, WaitTimeoutError, translate
-from lockstep.job import Event, Job
+from lockstep.job import Job
+from lockstep.records import Event
 from lockstep_proto.v1 import service_pb2
 
 REDIAL_S = 0.5
@@ -22,6 +23,36 @@ class Update:
     job: Job
     events: list[Event] = field(default_factory=list)
     notice: str = ""
+
+
+class Story:
+    """What is to be said of a server that goes away and comes back, and of a job that goes back to an earlier step."""
+
+    def __init__(self, address: str, known: Job | None = None) -> None:
+        self._address = address
+        self._away_since_s: float | None = None
+        self._attempt, self._reached = (known.attempt, known.step) if known else (0, 0)
+
+    def lost(self, now_s: float) -> str:
+        """The connection is lost, or cannot be made again. Return what is to be said; nothing if it has been."""
+        if self._away_since_s is not None:
+            return ""
+        self._away_since_s = now_s
+        return f"the server at {self._address} went away; dialling again"
+
+    def seen(self, job: Job, now_s: float) -> str:
+        """The server has told how the job stands. Return what is to be said."""
+        said = []
+        if self._away_since_s is not None:
+            said.append(f"the server at {self._address} is back after {now_s - self._away_since_s:.1f} s")
+            self._away_since_s = None
+        if job.attempt > self._attempt:
+            if job.step < self._reached:
+                total = f" of {job.num_steps}" if job.num_steps else ""
+                said.append(f"the job goes on from step {job.step}{total}; it had reached {self._reached}")
+            self._attempt, self._reached = job.attempt, job.step
+        self._reached = max(self._reached, job.step)
+        return "; ".join(said)
 
 
 def watch(
@@ -41,7 +72,7 @@ def watch(
     """
     deadline = Deadline(timeout_s)
     job = known
-    away = False
+    story = Story(address, known)
     while True:
         try:
             request = service_pb2.WatchRequest(job_id=job_id, after_event=after_event)
@@ -49,8 +80,7 @@ def watch(
                 job = make_job(response.job)
                 after_event = max([after_event, *(event.sequence for event in response.events)])
                 events = [Event.from_message(event) for event in response.events]
-                yield Update(job, events, f"the server at {address} is back" if away else "")
-                away = False
+                yield Update(job, events, story.seen(job, time.monotonic()))
             if job is not None and job.state.ended:
                 return
         except grpc.RpcError as error:
@@ -59,9 +89,8 @@ def watch(
                 raise _not_ended(job_id, timeout_s) from None
             if not isinstance(problem, ServerUnavailableError) or job is None:
                 raise problem from None
-        if job is not None and not away:
-            away = True
-            yield Update(job, [], f"the server at {address} went away; dialling again")
+        if job is not None and (notice := story.lost(time.monotonic())):
+            yield Update(job, [], notice)
         if deadline.is_over:
             raise _not_ended(job_id, timeout_s)
         time.sleep(REDIAL_S)

@@ -433,7 +433,7 @@ def test_a_server_that_goes_away_is_dialled_again(tmp_path: Path) -> None:
         assert update.notice == f"the server at {server.address} went away; dialling again"
         server.start()
         update = next(watching)
-        assert update.notice == f"the server at {server.address} is back"
+        assert re.fullmatch(rf"the server at {server.address} is back after \d+\.\d s", update.notice)
         assert not {event.sequence for event in first.events} & {event.sequence for event in update.events}
         job.stop()
         assert [update.job.state for update in watching][-1] == "stopped"
