@@ -1,7 +1,7 @@
 """The `lockstep` command.
 
-Exit codes: 0 ok, 1 the job failed, 2 bad input, 3 no server or no permission, 4 not found, 124 timeout,
-130 interrupted (the job goes on).
+Exit codes: 0 ok, 1 the job failed (of verify and diff: different), 2 bad input, 3 no server or no permission,
+4 not found, 124 timeout, 130 interrupted (the job goes on).
 """
 
 import argparse
@@ -125,6 +125,8 @@ def _add_job_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]")
     _add(verbs, "status", commands.status, "show how a job stands", reads=True, job=True)
     watch = _add(verbs, "watch", commands.watch, "follow a job to its end", reads=True, job=True)
     watch.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after so long; the job goes on")
+    _add(verbs, "checkpoints", commands.checkpoints, "list a job's kept checkpoints", reads=True, job=True)
+    _add_proofs(verbs)
     _add(verbs, "stop", commands.stop, "end a job between two steps; it keeps its model", job=True)
     _add(verbs, "pause", commands.pause, "pause a job between two steps", job=True)
     _add(verbs, "resume", commands.resume, "take a paused job up again", job=True)
@@ -134,6 +136,20 @@ def _add_job_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "-o", "--output", type=Path, default=Path("model.safetensors"), help="where (default %(default)s)"
     )
     download.add_argument("--best", action="store_true", help="the one with the lowest validation loss")
+
+
+def _add_proofs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    verify = _add(verbs, "verify", commands.verify, "recompute a job and compare every bit", reads=True, job=True)
+    begin = "begin at the newest kept checkpoint at or before it, else as the job began (default: at the oldest kept)"
+    verify.add_argument("--from", dest="from_step", type=int, metavar="STEP", help=begin)
+    verify.add_argument(
+        "--to", dest="to_step", type=int, metavar="STEP", help="end after this many steps (default: the job's last)"
+    )
+    verify.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after so long")
+    verify.epilog = "It is recomputed by a job of its own, deleted afterwards. Exit codes: 0 equal, 1 different."
+    diff = _add(verbs, "diff", commands.diff, "tell where two jobs part, and what differs", reads=True, job=True)
+    diff.add_argument("other", help="the other job's id, or the beginning of it")
+    diff.epilog = "Exit codes: 0 no difference in the steps that both have, 1 different, or nothing to compare."
 
 
 def _add_file_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

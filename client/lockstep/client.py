@@ -7,11 +7,14 @@ from typing import Any, Self
 
 from lockstep import addresses, watching
 from lockstep.calls import CALL_S, SEND_S, Deadline, translated
+from lockstep.comparing import Comparison, Record, compare
 from lockstep.errors import ServerUnavailableError
 from lockstep.history import History
-from lockstep.job import Event, Job, JobState, Which
+from lockstep.job import Job, JobState, Which
 from lockstep.model import Model
+from lockstep.records import Checkpoint, Event, LedgerEntry
 from lockstep.submission import Spec, Submission
+from lockstep.verifying import Verification
 from lockstep.watching import Update
 from lockstep_proto import channels
 from lockstep_proto.v1 import service_pb2, service_pb2_grpc
@@ -97,6 +100,28 @@ class Client:
         """
         return self._watch(job_id, after_event=after_event, timeout_s=timeout_s)
 
+    def verify(
+        self,
+        job_id: str,
+        *,
+        from_step: int | None = None,
+        to_step: int | None = None,
+        progress: bool = False,
+        timeout_s: float | None = None,
+    ) -> Verification:
+        """Recompute steps of a job, and compare their losses, gradient norms and digests with what is recorded.
+
+        It begins at the newest kept checkpoint at or before `from_step` (default: at the oldest that is kept), or
+        else as the job began, and goes to the version `to_step` (default: the last). The recomputing is a job of its
+        own, which is deleted afterwards. Raises JobStateError if that does not succeed, ValueError for steps that the
+        job has not done, and WaitTimeoutError.
+        """
+        return self.get(job_id).verify(from_step=from_step, to_step=to_step, progress=progress, timeout_s=timeout_s)
+
+    def diff(self, job_id: str, other_id: str) -> Comparison:
+        """Compare what is recorded of two jobs: where they part, and what they were given that differs."""
+        return compare(Record.of(self.get(job_id)), Record.of(self.get(other_id)))
+
     def cluster(self, *, timeout_s: float = CALL_S) -> service_pb2.Cluster:
         """Return the server's version, its fleet and workers."""
         with translated(self.address):
@@ -168,6 +193,15 @@ class Client:
             for piece in self._jobs.GetHistory(service_pb2.JobRequest(job_id=job_id), timeout=SEND_S):
                 whole.MergeFrom(piece)
         return History.from_message(whole)
+
+    def _checkpoints(self, job_id: str) -> Sequence[Checkpoint]:
+        found = self._ask(self._jobs.ListCheckpoints, job_id, CALL_S)
+        return [Checkpoint.from_message(message) for message in found.checkpoints]
+
+    def _ledger(self, job_id: str) -> Sequence[LedgerEntry]:
+        with translated(self.address):
+            pieces = list(self._jobs.GetLedger(service_pb2.JobRequest(job_id=job_id), timeout=SEND_S))
+        return [LedgerEntry.from_message(message) for piece in pieces for message in piece.entries]
 
     def _download(self, job_id: str, path: Path, which: Which, timeout_s: float) -> Path:
         _check_target(path)

@@ -10,6 +10,7 @@ from lockstep.errors import InvalidSpecError, JobFailedError
 from lockstep.job import Job, JobState
 from lockstep.model import Model
 from lockstep.output import (
+    checkpoint_row,
     event_fields,
     job_fields,
     message_fields,
@@ -23,6 +24,7 @@ from lockstep.output import (
     to_json,
 )
 from lockstep.progress import counted, says_how_to_come_back
+from lockstep.verdicts import comparison_fields, comparison_lines, verification_fields, verification_lines
 from lockstep_proto.spec import SpecError, load_file, override, to_dict
 from lockstep_proto.v1 import job_pb2
 
@@ -98,6 +100,45 @@ def watch(options: argparse.Namespace) -> None:
     """Follow a job."""
     with Client(options.server) as client:
         _follow(client, client.get(options.id), options)
+
+
+def checkpoints(options: argparse.Namespace) -> None:
+    """List a job's checkpoints."""
+    with Client(options.server) as client:
+        job = client.get(options.id)
+        kept = job.checkpoints()
+    if options.format == "json":
+        print_json([vars(checkpoint) for checkpoint in kept])
+    elif not kept:
+        print(f"no checkpoint of job {short_id(job)} is kept")
+    else:
+        header = ("version", "epoch", "step of epoch", "bytes", "time", "validation loss")
+        print_table(header, [checkpoint_row(checkpoint) for checkpoint in kept])
+
+
+def verify(options: argparse.Namespace) -> None:
+    """Recompute a job."""
+    with Client(options.server) as client:
+        found = client.verify(
+            options.id, from_step=options.from_step, to_step=options.to_step, progress=True, timeout_s=options.timeout
+        )
+    if options.format == "json":
+        print_json(verification_fields(found))
+    else:
+        print("\n".join(verification_lines(found)))
+    sys.exit(0 if found.equal else 1)
+
+
+def diff(options: argparse.Namespace) -> None:
+    """Compare two jobs."""
+    with Client(options.server) as client:
+        a, b = client.get(options.id), client.get(options.other)
+        found = client.diff(a.id, b.id)
+    if options.format == "json":
+        print_json({"a": a.id, "b": b.id} | comparison_fields(found))
+    else:
+        print("\n".join(comparison_lines(a, b, found)))
+    sys.exit(0 if found.equal else 1)
 
 
 def stop(options: argparse.Namespace) -> None:

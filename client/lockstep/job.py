@@ -2,7 +2,6 @@
 
 import enum
 import tempfile
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,10 +10,12 @@ from lockstep.calls import CALL_S, SEND_S
 from lockstep.errors import JobFailedError
 from lockstep.history import History
 from lockstep.model import Model
+from lockstep.records import Checkpoint, Event, LedgerEntry
 from lockstep_proto.v1 import job_pb2, numerics_pb2, service_pb2
 
 if TYPE_CHECKING:
     from lockstep.client import Client
+    from lockstep.verifying import Verification
 
 Which = Literal["last", "best"]
 
@@ -33,22 +34,6 @@ class JobState(enum.StrEnum):
     def ended(self) -> bool:
         """Whether nothing will change any more."""
         return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.STOPPED)
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened to a job."""
-
-    sequence: int
-    time: datetime
-    severity: str
-    message: str
-
-    @classmethod
-    def from_message(cls, message: service_pb2.Event) -> "Event":
-        """Return the event of a message."""
-        severity = service_pb2.Severity.Name(message.severity).removeprefix("SEVERITY_").lower()
-        return cls(message.sequence, message.time.ToDatetime(tzinfo=UTC), severity, message.message)
 
 
 class Job:
@@ -196,6 +181,26 @@ class Job:
         return self._message.attempt
 
     @property
+    def start_version(self) -> int:
+        """The version it began at: 0, or that of the checkpoint whose place in the training it took over."""
+        return self._message.start_version
+
+    @property
+    def started_from_job(self) -> str:
+        """Id of the job that it started from; empty if it began afresh or from a saved model."""
+        return self._message.started_from_job
+
+    @property
+    def data_fingerprint(self) -> str:
+        """Fingerprint of the training data, in hexadecimal: the same for the same rows in as many shards."""
+        return self._message.data_fingerprint
+
+    @property
+    def validation_fingerprint(self) -> str:
+        """Fingerprint of the validation data; empty without any."""
+        return self._message.validation_fingerprint
+
+    @property
     def num_rows(self) -> int:
         """Rows of training data; 0 until the data are loaded."""
         return self._message.num_rows
@@ -214,6 +219,29 @@ class Job:
     def history(self) -> History:
         """The numbers recorded so far, by step and by epoch; asks the server."""
         return self._client._history(self.id)
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """The checkpoints that are kept of it, oldest first: what other jobs can start from."""
+        return list(self._client._checkpoints(self.id))
+
+    def ledger(self) -> list[LedgerEntry]:
+        """The digests of its parameters at every epoch and checkpoint, by version."""
+        return list(self._client._ledger(self.id))
+
+    def verify(
+        self,
+        *,
+        from_step: int | None = None,
+        to_step: int | None = None,
+        progress: bool = False,
+        timeout_s: float | None = None,
+    ) -> "Verification":
+        """Recompute a range of its steps and compare them with what is recorded; see Client.verify."""
+        from lockstep.verifying import verify
+
+        return verify(
+            self._client, self.refresh(), from_step=from_step, to_step=to_step, progress=progress, timeout_s=timeout_s
+        )
 
     def refresh(self, *, timeout_s: float = CALL_S) -> "Job":
         """Ask the server how the job stands now."""

@@ -10,7 +10,8 @@ from typing import Any
 from google.protobuf.message import Message
 
 from lockstep import addresses
-from lockstep.job import Event, Job
+from lockstep.job import Job
+from lockstep.records import Checkpoint, Event
 from lockstep_proto.spec import to_dict
 
 SHORT_ID = 6  # digits that are shown where an id is to be typed again
@@ -22,6 +23,7 @@ def job_fields(job: Job) -> dict[str, Any]:
         "id", "name", "state", "phase", "message", "error_type", "stop_reason", "created", "started", "finished",
         "attempt", "step", "num_steps", "epoch", "num_epochs", "loss", "validation_loss", "validation_accuracy",
         "rows_per_s", "remaining_s", "num_workers", "num_rows", "num_validation_rows", "digest", "reproducible",
+        "data_fingerprint", "validation_fingerprint", "started_from_job", "start_version",
     ]  # fmt: skip
     return {name: getattr(job, name) for name in names} | {
         "numerics": message_fields(job.numerics),
@@ -86,7 +88,9 @@ def print_status(job: Job) -> None:
             ("created", _time(job.created)),
             ("started", _time(job.started)),
             ("finished", _time(job.finished)),
+            ("started from", _start(job)),
             ("rows", rows if job.num_rows else ""),
+            ("data", " and ".join(filter(None, (job.data_fingerprint[:16], job.validation_fingerprint[:16])))),
             ("step", f"{job.step} of {job.num_steps}" if job.num_steps else ""),
             ("epoch", f"{job.epoch} of {job.num_epochs}" if job.num_epochs else ""),
             ("loss", _number(job.loss)),
@@ -106,6 +110,18 @@ def print_events(events: Sequence[Event]) -> None:
         print(f"{_time(event.time)}  {severity}{event.message}")
 
 
+def checkpoint_row(checkpoint: Checkpoint) -> tuple[Any, ...]:
+    """Return the line of a checkpoint in a table."""
+    return (
+        checkpoint.version,
+        checkpoint.epoch,
+        checkpoint.step_in_epoch,
+        f"{checkpoint.size_bytes:,}",
+        _time(checkpoint.time),
+        _number(checkpoint.validation_loss),
+    )
+
+
 def short_id(job: Job) -> str:
     """Return the beginning of the job's id, which is enough for commands."""
     return job.id[:SHORT_ID]
@@ -117,6 +133,13 @@ def next_commands(job: Job) -> str:
     server = addresses.option(job.address)
     lines = [f"lockstep {verb.format(short_id(job))}{server}" for verb in verbs]
     return "next:  " + "\n       ".join(lines)
+
+
+def _start(job: Job) -> str:
+    """Say what a job started from; nothing if it began afresh."""
+    if job.started_from_job:
+        return f"job {job.started_from_job}, at version {job.start_version}"
+    return "a saved model" if job.spec.start_from.model else ""
 
 
 def _time(time: datetime | None) -> str:

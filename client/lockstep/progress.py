@@ -23,15 +23,19 @@ def follow(job: "Job", *, progress: bool, timeout_s: float | None) -> None:
     """Watch a job to its end and keep it up to date. Ctrl-C says how to come back, and is passed on."""
     if job.state.ended:
         return
-    display = Display() if progress else None
+    with says_how_to_come_back(job):
+        show(job, Display() if progress else None, timeout_s=timeout_s)
+
+
+def show(job: "Job", display: "Display | None", *, timeout_s: float | None) -> None:
+    """Watch a job to its end and keep it up to date; without a display, only what happens to the connection is told."""
     try:
-        with says_how_to_come_back(job):
-            for update in job._client._watch(job.id, timeout_s=timeout_s, known=job):
-                job._take(update.job)
-                if display is not None:
-                    display.show(update)
-                elif update.notice:
-                    log.warning(update.notice)
+        for update in job._client._watch(job.id, timeout_s=timeout_s, known=job):
+            job._take(update.job)
+            if display is not None:
+                display.show(update)
+            elif update.notice:
+                log.warning(update.notice)
     finally:
         if display is not None:
             display.close()

@@ -11,7 +11,8 @@ MAX_SHARDS = 4096
 MAX_LAYERS = 1000
 MAX_LENGTHS = {"epochs": 10**9, "steps": 10**15}  # so that steps can be counted in 64 bits
 PROBABILITIES_SUM_TOLERANCE = 1e-4  # of a row of targets that were rounded to float32 and must sum to 1
-NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+MAX_NAME = 64
+NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_NAME}}}")
 UPLOAD_ID = re.compile(r"[0-9a-f]{64}\.[a-z0-9]+")
 Found = Iterator[Violation]
 

@@ -10,7 +10,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 import lockstep
 from lockstep import addresses, output
-from lockstep.job import Event, Job
+from lockstep.job import Job
+from lockstep.records import Event
 from lockstep_proto.spec import to_dict
 from lockstep_proto.v1 import job_pb2, numerics_pb2, service_pb2
 from tests.client.test_progress import TRAINING
@@ -26,8 +27,8 @@ def job(address: str = addresses.DEFAULT, **fields: Any) -> Job:
 def test_json_has_what_a_job_tells_of_itself() -> None:
     numerics = numerics_pb2.NumericsFingerprint(numpy_version="2.4")
     told = json.loads(output.to_json(output.job_fields(job(**TRAINING, numerics=numerics))))
-    not_told = {"address", "history", "events", "model", "download", "wait", "refresh"}
-    verbs = {"stop", "pause", "resume", "delete"}
+    not_told = {"address", "history", "events", "model", "download", "wait", "refresh", "checkpoints", "ledger"}
+    verbs = {"stop", "pause", "resume", "delete", "verify"}
     attributes = {name for name in vars(Job) if not name.startswith("_")} - not_told - verbs
     assert set(told) == attributes
     assert (told["state"], told["step"], told["loss"], told["validation_loss"]) == ("running", 120, 0.51234, None)

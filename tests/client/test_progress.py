@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from lockstep import progress
-from lockstep.job import Event, Job
+from lockstep.job import Job
 from lockstep.progress import Display, describe
+from lockstep.records import Event
 from lockstep.watching import Update
 from lockstep_proto.v1 import job_pb2, service_pb2
 

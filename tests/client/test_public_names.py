@@ -8,8 +8,11 @@ import types
 import lockstep
 
 PUBLIC = {
+    "Checkpoint",
     "Client",
     "ClusterError",
+    "Comparison",
+    "Difference",
     "Event",
     "History",
     "InvalidDataError",
@@ -21,19 +24,23 @@ PUBLIC = {
     "JobSpec",
     "JobState",
     "JobStateError",
+    "LedgerEntry",
     "LocalCluster",
     "LockstepError",
     "Model",
     "NotFoundError",
+    "Parting",
     "PermissionDeniedError",
     "ServerError",
     "ServerUnavailableError",
     "StorageError",
     "Update",
+    "Verification",
     "Violation",
     "WaitTimeoutError",
 }
 VERBS = {"submit", "get", "list", "stop", "pause", "resume", "delete", "wait", "watch", "cluster", "health", "close"}
+VERBS |= {"verify", "diff"}
 HEAVY = ("ray", "pyarrow", "sklearn", "pandas", "scipy", "lockstep_server", "lockstep_worker")
 
 
@@ -52,11 +59,12 @@ def test_a_client_has_these_verbs() -> None:
 
 def test_a_job_has_these_attributes() -> None:
     assert public(lockstep.Job) == {
-        "address", "attempt", "created", "delete", "digest", "download", "epoch", "error_type", "events", "finished",
-        "history", "id", "loss", "message", "model", "name", "num_epochs", "num_rows", "num_steps",
-        "num_validation_rows", "num_workers", "numerics", "pause", "phase", "refresh", "remaining_s", "reproducible",
-        "resume", "rows_per_s", "server_numerics", "spec", "started", "state", "step", "stop", "stop_reason",
-        "validation_accuracy", "validation_loss", "wait",
+        "address", "attempt", "checkpoints", "created", "data_fingerprint", "delete", "digest", "download", "epoch",
+        "error_type", "events", "finished", "history", "id", "ledger", "loss", "message", "model", "name", "num_epochs",
+        "num_rows", "num_steps", "num_validation_rows", "num_workers", "numerics", "pause", "phase", "refresh",
+        "remaining_s", "reproducible", "resume", "rows_per_s", "server_numerics", "spec", "start_version", "started",
+        "started_from_job", "state", "step", "stop", "stop_reason", "validation_accuracy", "validation_fingerprint",
+        "validation_loss", "verify", "wait",
     }  # fmt: skip
 
 
