@@ -20,8 +20,15 @@ BLOCK = 65_536
 
 def block_squares(values: Array) -> list[float]:
     """Return Σ x² of each block of `values`, a chunk that begins at a multiple of BLOCK. Squares are in float64."""
-    blocks = (values[lo : lo + BLOCK] for lo in range(0, values.size, BLOCK))
-    return [float(np.add.reduce(np.square(block, dtype=np.float64))) for block in blocks]
+    scratch = np.empty(min(BLOCK, values.size), np.float64)
+    return [square_sum(values[lo : lo + BLOCK], scratch) for lo in range(0, values.size, BLOCK)]
+
+
+def square_sum(block: Array, scratch: npt.NDArray[np.float64]) -> float:
+    """Return Σ x² of one block. `scratch` has at least its size."""
+    squares = scratch[: block.size]
+    np.square(block, dtype=np.float64, out=squares)
+    return float(np.add.reduce(squares))
 
 
 def total(blocks: Iterable[float]) -> float:

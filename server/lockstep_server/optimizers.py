@@ -1,9 +1,9 @@
 """The optimizers: pairs of `init` and `update` that work element by element.
 
-`update` gets one chunk: the old parameters w, the gradient g (which it may use as scratch), the chunk's slices of the
-state (updated in place) and writes the new parameters to `out`. Nothing depends on where the vector is cut, so the
-transport's chunks do not show in the bits. Scalars are Python floats and take the type of the arrays they meet
-(NEP 50); products and sums are made in the order in which the formulas stand.
+`update` gets a part of the flat vector: the old parameters w, the gradient g (which it may use as scratch) and the
+part's slices of the state. It writes the new parameters to `out` and the new state to `new`. Nothing depends on where
+the vector is cut, so the transport's chunks do not show in the bits. Scalars are Python floats and take the type of the
+arrays they meet (NEP 50); products and sums are made in the order in which the formulas stand.
 """
 
 import math
@@ -18,9 +18,9 @@ from lockstep_proto.v1 import job_pb2
 
 Array = npt.NDArray[Any]
 State = dict[str, Array]
-Update = Callable[[Array, Array, Array, State, float, int, Sequence[slice]], None]
-"""(out, w, g, state, learning_rate, num_updates, weights): all arrays of shape (n,); `num_updates` the state has seen
-before this one; `weights` are the parts of W^l."""
+Update = Callable[[Array, Array, Array, State, State, float, int, Sequence[slice]], None]
+"""(out, w, g, state, new, learning_rate, num_updates, weights): all arrays of shape (n,); `num_updates` the state has
+seen before this one; `weights` are the parts of W^l."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def sgd() -> Optimizer:
     """Gradient descent, w ← w − η g: the source text's own (Feng 2018; Cauchy 1847)."""
 
     def update(
-        out: Array, w: Array, g: Array, state: State, lr: float, num_updates: int, weights: Sequence[slice]
+        out: Array, w: Array, g: Array, state: State, new: State, lr: float, num_updates: int, weights: Sequence[slice]
     ) -> None:
         np.multiply(g, lr, out=g)
         np.subtract(w, g, out=out)
@@ -51,10 +51,10 @@ def momentum(mu: float) -> Optimizer:
     """Heavy ball: v ← μ v + g, w ← w − η v. Polyak (1964), in the form in which η scales v, not g."""
 
     def update(
-        out: Array, w: Array, g: Array, state: State, lr: float, num_updates: int, weights: Sequence[slice]
+        out: Array, w: Array, g: Array, state: State, new: State, lr: float, num_updates: int, weights: Sequence[slice]
     ) -> None:
-        v = state["v"]
-        np.multiply(v, mu, out=v)
+        v = new["v"]
+        np.multiply(state["v"], mu, out=v)
         np.add(v, g, out=v)
         np.multiply(v, lr, out=g)
         np.subtract(w, g, out=out)
@@ -69,10 +69,10 @@ def nesterov(mu: float) -> Optimizer:
     """
 
     def update(
-        out: Array, w: Array, g: Array, state: State, lr: float, num_updates: int, weights: Sequence[slice]
+        out: Array, w: Array, g: Array, state: State, new: State, lr: float, num_updates: int, weights: Sequence[slice]
     ) -> None:
-        v = state["v"]
-        np.multiply(v, mu, out=v)
+        v = new["v"]
+        np.multiply(state["v"], mu, out=v)
         np.add(v, g, out=v)
         np.multiply(v, mu, out=out)
         np.add(g, out, out=g)
@@ -86,11 +86,11 @@ def adagrad(epsilon: float) -> Optimizer:
     """AdaGrad: s ← s + g², w ← w − η g / (√s + ε). Duchi, Hazan and Singer (2011), diagonal form."""
 
     def update(
-        out: Array, w: Array, g: Array, state: State, lr: float, num_updates: int, weights: Sequence[slice]
+        out: Array, w: Array, g: Array, state: State, new: State, lr: float, num_updates: int, weights: Sequence[slice]
     ) -> None:
-        s = state["s"]
+        s = new["s"]
         np.multiply(g, g, out=out)
-        np.add(s, out, out=s)
+        np.add(state["s"], out, out=s)
         _scaled_step(out, w, g, s, lr, epsilon)
 
     return Optimizer(("s",), update)
@@ -100,10 +100,10 @@ def rmsprop(decay: float, epsilon: float) -> Optimizer:
     """RMSProp: s ← ρ s + (1 − ρ) g², w ← w − η g / (√s + ε). Tieleman and Hinton, lecture 6.5 (2012), ε outside."""
 
     def update(
-        out: Array, w: Array, g: Array, state: State, lr: float, num_updates: int, weights: Sequence[slice]
+        out: Array, w: Array, g: Array, state: State, new: State, lr: float, num_updates: int, weights: Sequence[slice]
     ) -> None:
-        s = state["s"]
-        _mean_square(s, g, decay, out)
+        s = new["s"]
+        _mean_square(state["s"], s, g, decay, out)
         _scaled_step(out, w, g, s, lr, epsilon)
 
     return Optimizer(("s",), update)
@@ -118,13 +118,13 @@ def adam(beta1: float, beta2: float, epsilon: float, weight_decay: float = 0.0) 
     """
 
     def update(
-        out: Array, w: Array, g: Array, state: State, lr: float, num_updates: int, weights: Sequence[slice]
+        out: Array, w: Array, g: Array, state: State, new: State, lr: float, num_updates: int, weights: Sequence[slice]
     ) -> None:
-        m, s = state["m"], state["s"]
+        m, s = new["m"], new["s"]
         c1, c2 = 1.0 - beta1 ** (num_updates + 1), 1.0 - beta2 ** (num_updates + 1)
-        _mean_square(s, g, beta2, out)
+        _mean_square(state["s"], s, g, beta2, out)
         np.multiply(g, 1.0 - beta1, out=g)
-        np.multiply(m, beta1, out=m)
+        np.multiply(state["m"], beta1, out=m)
         np.add(m, g, out=m)
         np.sqrt(s, out=out)
         np.multiply(out, 1.0 / math.sqrt(c2), out=out)
@@ -157,11 +157,11 @@ def optimizer_from_spec(spec: job_pb2.Optimizer) -> Optimizer:
             return momentum(spec.sgd.momentum) if spec.sgd.momentum else sgd()
 
 
-def _mean_square(s: Array, g: Array, decay: float, scratch: Array) -> None:
-    """s ← ρ s + (1 − ρ) g²."""
+def _mean_square(old: Array, s: Array, g: Array, decay: float, scratch: Array) -> None:
+    """s ← ρ s + (1 − ρ) g², the old s read, the new one written."""
     np.multiply(g, g, out=scratch)
     np.multiply(scratch, 1.0 - decay, out=scratch)
-    np.multiply(s, decay, out=s)
+    np.multiply(old, decay, out=s)
     np.add(s, scratch, out=s)
 
 

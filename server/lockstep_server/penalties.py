@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lockstep_server.norms import BLOCK
-
 Array = npt.NDArray[Any]
 
 
 def add_gradient(g: Array, w: Array, weights: list[slice], l1: float, l2: float) -> None:
-    """Add l1 sign(w) + l2 w to the gradient of one chunk, in place; first L1, then L2. `weights`: its parts in W^l."""
+    """Add l1 sign(w) + l2 w to the gradient of one block, in place; first L1, then L2. `weights`: its parts in W^l."""
     for part in weights:
         if l1:
             g[part] += l1 * np.sign(w[part])
@@ -23,19 +21,13 @@ def add_gradient(g: Array, w: Array, weights: list[slice], l1: float, l2: float)
             g[part] += l2 * w[part]
 
 
-def block_values(w: Array, weights: list[slice], l1: float, l2: float) -> list[float]:
-    """Return the penalty of each block of a chunk that begins at a multiple of BLOCK.
+def block_value(w: Array, weights: list[slice], l1: float, l2: float) -> float:
+    """Return the penalty of one block of the norms, of which `weights` are the parts in W^l.
 
-    A block's value is l1 Σ|w| + ½ l2 Σ w², both sums in float64, part by part in the order of the flat vector.
+    It is l1 Σ|w| + ½ l2 Σ w², both sums in float64, part by part in the order of the flat vector.
     """
-    values = []
-    for lo in range(0, w.size, BLOCK):
-        hi = min(lo + BLOCK, w.size)
-        magnitudes = squares = 0.0
-        for part in weights:
-            inside = w[max(part.start, lo) : min(part.stop, hi)] if part.start < hi and part.stop > lo else None
-            if inside is not None:
-                magnitudes += float(np.add.reduce(np.abs(inside, dtype=np.float64))) if l1 else 0.0
-                squares += float(np.add.reduce(np.square(inside, dtype=np.float64))) if l2 else 0.0
-        values.append(l1 * magnitudes + 0.5 * l2 * squares)
-    return values
+    magnitudes = squares = 0.0
+    for part in weights:
+        magnitudes += float(np.add.reduce(np.abs(w[part], dtype=np.float64))) if l1 else 0.0
+        squares += float(np.add.reduce(np.square(w[part], dtype=np.float64))) if l2 else 0.0
+    return l1 * magnitudes + 0.5 * l2 * squares

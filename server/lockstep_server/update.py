@@ -38,12 +38,12 @@ def chunking_of(layout: Layout) -> Chunking:
 
 
 @dataclass(frozen=True)
-class _Chunk:
-    """The views that belong to one chunk, made once."""
+class _Block:
+    """A block of the norms: as much as stays in a core's cache while all is done that is to be done with it."""
 
-    lo: int
-    hi: int
-    weights: list[slice]
+    part: slice  # of the flat vector
+    in_chunk: slice
+    weights: list[slice]  # the parts in W^l, counted from its beginning
 
 
 class ParameterUpdate:
@@ -70,19 +70,20 @@ class ParameterUpdate:
         self._next_state = {name: np.empty_like(values) for name, values in self._state.items()}
         self._clip_norm = spec.clip_norm if spec.HasField("clip_norm") else None
         ranges = [self.chunking.range(i) for i in range(self.chunking.num_chunks)]
-        self._chunks = [_Chunk(lo, hi, clip_slices(self.layout.weight_slices, lo, hi)) for lo, hi in ranges]
-        size = self.layout.num_parameters if self._clip_norm else max(chunk.hi - chunk.lo for chunk in self._chunks)
-        self._gradient = np.empty(size, self.layout.dtype)
-        self._out = np.empty(max(chunk.hi - chunk.lo for chunk in self._chunks), self.layout.dtype)
-        self._finite = np.empty(self._out.size, np.bool_)
-        messages = [self._encode(version, i, parameters[chunk.lo : chunk.hi]) for i, chunk in enumerate(self._chunks)]
+        self._blocks = [_blocks(self.layout, lo, hi) for lo, hi in ranges]  # of each chunk
+        largest = max(hi - lo for lo, hi in ranges)
+        self._gradient = np.empty(self.layout.num_parameters if self._clip_norm else norms.BLOCK, self.layout.dtype)
+        self._out = np.empty(largest, self.layout.dtype)
+        self._scratch = np.empty(min(largest, norms.BLOCK), np.float64)
+        self._finite = np.empty(min(largest, norms.BLOCK), np.bool_)
+        messages = [self._encode(version, i, parameters[lo:hi]) for i, (lo, hi) in enumerate(ranges)]
         self.parameters = Parameters(self.layout, messages)
         self.measure_layers = False
         self.layer_norms: list[float] = []
         self._begin()
 
     def _begin(self) -> None:
-        num_chunks = len(self._chunks)
+        num_chunks = len(self._blocks)
         self.next_messages: list[bytes | None] = [None] * num_chunks
         self._layer_squares = [0.0] * self.layout.num_layers
         self._squares: list[list[float]] = [[] for _ in range(num_chunks)]
@@ -96,21 +97,24 @@ class ParameterUpdate:
         Raises NotFiniteError or OverflowedError; the present version and its optimizer state stay as they are.
         """
         failpoints.hit("server.update.chunk")
-        chunk = self._chunks[chunk_index]
         w = self.parameters.chunk(chunk_index)
-        g = self._gradient[chunk.lo : chunk.hi] if self._clip_norm else self._gradient[: chunk.hi - chunk.lo]
-        np.divide(gradient_sum, self.layout.dtype.type(weight), out=g)
+        divisor = self.layout.dtype.type(weight)
+        squares, values = self._squares[chunk_index], self._penalties[chunk_index]
         penalty = self._spec.penalty
-        if penalty.l1 or penalty.l2:
-            penalties.add_gradient(g, w, chunk.weights, penalty.l1, penalty.l2)
-            self._penalties[chunk_index] = penalties.block_values(w, chunk.weights, penalty.l1, penalty.l2)
-        squares = norms.block_squares(g)
-        if not np.isfinite(squares).all():
-            raise NotFiniteError(self._name_not_finite(chunk, g))
-        self._squares[chunk_index] = squares
-        if self.measure_layers:
-            self._measure(chunk, g)
-        return None if self._clip_norm else self._update(chunk_index, w, g)
+        for block in self._blocks[chunk_index]:
+            g = self._gradient_of(block)
+            np.divide(gradient_sum[block.in_chunk], divisor, out=g)
+            if penalty.l1 or penalty.l2:
+                penalties.add_gradient(g, w[block.in_chunk], block.weights, penalty.l1, penalty.l2)
+                values.append(penalties.block_value(w[block.in_chunk], block.weights, penalty.l1, penalty.l2))
+            squares.append(norms.square_sum(g, self._scratch))
+            if not math.isfinite(squares[-1]):
+                raise NotFiniteError(f"the gradient of layer {self._layer_of(block, np.isfinite(g))} is not finite")
+            if self.measure_layers:
+                self._measure(block, g)
+            if self._clip_norm is None:
+                self._update(block, w, g)
+        return None if self._clip_norm else self._made(chunk_index)
 
     @np.errstate(all="ignore")
     def finish(self) -> list[bytes]:
@@ -120,8 +124,7 @@ class ParameterUpdate:
         norm = self.gradient_norm()
         if norm > self._clip_norm:
             self._gradient *= self.layout.dtype.type(self._clip_norm / norm)
-        views = ((i, self.parameters.chunk(i), self._gradient[c.lo : c.hi]) for i, c in enumerate(self._chunks))
-        return [self._update(i, w, g) for i, w, g in views]
+        return [self._updated(chunk_index) for chunk_index in range(len(self._blocks))]
 
     def restart(self) -> None:
         """Forget what there is of the next version; its step is computed again."""
@@ -149,29 +152,48 @@ class ParameterUpdate:
         """Return a copy of the optimizer state of the present version."""
         return {name: values.copy() for name, values in self._state.items()}
 
-    def _measure(self, chunk: _Chunk, g: Array) -> None:
-        """Add the chunk's share to the squares of each layer's gradient; for people, not for the mathematics."""
-        for i, layer in enumerate(self.layout.layer_slices):
-            part = g[max(layer.start - chunk.lo, 0) : max(layer.stop - chunk.lo, 0)]
-            self._layer_squares[i] += float(np.add.reduce(np.square(part, dtype=np.float64)))
+    def _gradient_of(self, block: _Block) -> Array:
+        """Return where the gradient of a block is made: all are kept only where clipping has to wait for the norm."""
+        return self._gradient[block.part] if self._clip_norm else self._gradient[: block.part.stop - block.part.start]
 
-    def _update(self, chunk_index: int, w: Array, g: Array) -> bytes:
-        chunk = self._chunks[chunk_index]
-        state = {name: values[chunk.lo : chunk.hi] for name, values in self._next_state.items()}
-        for name, values in state.items():
-            values[:] = self._state[name][chunk.lo : chunk.hi]
-        out = self._out[: chunk.hi - chunk.lo]
-        self._optimizer.update(out, w, g, state, self.learning_rate, self.num_updates, chunk.weights)
-        if not np.isfinite(out, out=self._finite[: out.size]).all():
-            element = chunk.lo + int(np.argmin(self._finite[: out.size]))
-            raise OverflowedError(f"the update of layer {self.layout.layer_of(element)} leaves the range of numbers")
-        message = self._encode(self.version + 1, chunk_index, out)
-        self.next_messages[chunk_index] = message
+    def _measure(self, block: _Block, g: Array) -> None:
+        """Add the block's share to the squares of each layer's gradient; for people, not for the mathematics."""
+        for i, layer in enumerate(self.layout.layer_slices):
+            part = g[max(layer.start - block.part.start, 0) : max(layer.stop - block.part.start, 0)]
+            self._layer_squares[i] += norms.square_sum(part, self._scratch)
+
+    def _updated(self, chunk_index: int) -> bytes:
+        w = self.parameters.chunk(chunk_index)
+        for block in self._blocks[chunk_index]:
+            self._update(block, w, self._gradient_of(block))
+        return self._made(chunk_index)
+
+    def _update(self, block: _Block, w: Array, g: Array) -> None:
+        out = self._out[block.in_chunk]
+        state = {name: values[block.part] for name, values in self._state.items()}
+        new = {name: values[block.part] for name, values in self._next_state.items()}
+        rate = self.learning_rate
+        self._optimizer.update(out, w[block.in_chunk], g, state, new, rate, self.num_updates, block.weights)
+        finite = self._finite[: out.size]
+        if not np.isfinite(out, out=finite).all():
+            raise OverflowedError(f"the update of layer {self._layer_of(block, finite)} leaves the range of numbers")
+
+    def _made(self, chunk_index: int) -> bytes:
+        """Keep what `out` holds as a chunk of the next version. Return its message."""
+        lo, hi = self.chunking.range(chunk_index)
+        message = self.next_messages[chunk_index] = self._encode(self.version + 1, chunk_index, self._out[: hi - lo])
         return message
 
     def _encode(self, version: int, chunk_index: int, values: Array) -> bytes:
         return codec.encode_parameter_chunk(codec.ParameterChunk(self._attempt, version, chunk_index, values.data))
 
-    def _name_not_finite(self, chunk: _Chunk, g: Array) -> str:
-        element = chunk.lo + int(np.argmin(np.isfinite(g)))
-        return f"the gradient of layer {self.layout.layer_of(element)} is not finite"
+    def _layer_of(self, block: _Block, finite: Array) -> int:
+        return self.layout.layer_of(block.part.start + int(np.argmin(finite)))
+
+
+def _blocks(layout: Layout, lo: int, hi: int) -> list[_Block]:
+    """Cut a chunk into the blocks of the norms."""
+    return [
+        _Block(slice(a, b), slice(a - lo, b - lo), clip_slices(layout.weight_slices, a, b))
+        for a, b in ((a, min(a + norms.BLOCK, hi)) for a in range(lo, hi, norms.BLOCK))
+    ]

@@ -63,7 +63,9 @@ def run(name, w, gradients, cuts=(), weights=None):
             part = slice(max(weights.start, lo) - lo, max(min(weights.stop, hi) - lo, 0))
             slices = {key: values[lo:hi] for key, values in state.items()}
             inside = [part] if part.start < part.stop else []
-            optimizer.update(new[lo:hi], w[lo:hi], gradient[lo:hi].copy(), slices, kind.learning_rate, step, inside)
+            optimizer.update(
+                new[lo:hi], w[lo:hi], gradient[lo:hi].copy(), slices, slices, kind.learning_rate, step, inside
+            )
         w = new
     return w
 
@@ -108,7 +110,7 @@ def test_classic_problems_are_solved(name, gradient, start, minimum):
     state = optimizer.init(2, w.dtype)
     for step in range(20_000):
         new = np.empty_like(w)
-        optimizer.update(new, w, gradient(w), state, kind.learning_rate, step, [])
+        optimizer.update(new, w, gradient(w), state, state, kind.learning_rate, step, [])
         w = new
     np.testing.assert_allclose(w, minimum, atol=0.15)  # rmsprop at a constant rate goes round the minimum
 
