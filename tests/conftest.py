@@ -19,6 +19,10 @@ Report = pytest.TestReport | pytest.CollectReport
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="a test that this machine cannot run fails")
+    chaos = parser.getgroup("chaos", "faults of compose clusters")
+    chaos.addoption("--chaos-seed", type=int, default=1, help="draws the order of the faults")
+    chaos.addoption("--chaos-rounds", type=int, default=2, help="how often each kind of fault happens")
+    chaos.addoption("--chaos-report", metavar="FILE", help="write the times of recovery there, as JSON")
 
 
 @functools.cache
@@ -78,3 +82,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("not run on this machine")
     for report in skipped:
         terminalreporter.write_line(f"{report.nodeid}: {skip_reason(report)}")
+    for report in terminalreporter.stats.get("passed", []):
+        for name, text in report.user_properties:  # what the test has measured
+            terminalreporter.section(name)
+            terminalreporter.write_line(text)

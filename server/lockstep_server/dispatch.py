@@ -1,6 +1,7 @@
 """What workers are sent: work, and the versions it begins from."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from lockstep_proto.v1 import training_pb2
 from lockstep_server.assignment import Range
@@ -10,6 +11,7 @@ from lockstep_server.progress import Progress
 from lockstep_server.rounds import Kind
 from lockstep_server.update import ParameterUpdate
 
+MAX_MESSAGES = 256  # kept to be sent again with another version; the shares of workers seldom change
 WAIT: Kind = training_pb2.WORK_KIND_WAIT
 
 
@@ -20,6 +22,7 @@ class Dispatch:
         self._attempt = attempt
         self._update = update
         self._progress = progress
+        self._messages: dict[tuple[Any, ...], training_pb2.ServerMessage] = {}
 
     def hand_over(self, gifts: Iterable[Gift], kind: Kind) -> list[Send]:
         """Send each worker what it was given."""
@@ -40,13 +43,23 @@ class Dispatch:
         made = [message for message in update.next_messages if message is not None]
         return [*whole, work, *(Send(worker_ids, update.version + 1, message) for message in made)]
 
-    def _message(self, ranges: Iterable[Range], kind: Kind) -> bytes:
-        work = training_pb2.Work(
-            attempt=self._attempt,
-            version=self._update.version,
-            kind=kind,
-            epoch=self._progress.epoch,
-            step_in_epoch=self._progress.step_in_epoch,
-            ranges=[training_pb2.ShardRange(lo=lo, hi=hi) for lo, hi in ranges],
+    def _message(self, ranges: Sequence[Range], kind: Kind) -> bytes:
+        key = (kind, *ranges)
+        message = self._messages.get(key)
+        if message is None:
+            if len(self._messages) >= MAX_MESSAGES:
+                self._messages.clear()
+            message = self._messages[key] = training_pb2.ServerMessage(
+                work=training_pb2.Work(
+                    attempt=self._attempt,
+                    kind=kind,
+                    ranges=[training_pb2.ShardRange(lo=lo, hi=hi) for lo, hi in ranges],
+                )
+            )
+        work = message.work
+        work.version, work.epoch, work.step_in_epoch = (
+            self._update.version,
+            self._progress.epoch,
+            self._progress.step_in_epoch,
         )
-        return training_pb2.ServerMessage(work=work).SerializeToString()
+        return message.SerializeToString()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from lockstep_proto.tree import top_nodes
 from lockstep_server.assignment import Range, assign, count_by_speed, deal, ranges_of
@@ -47,7 +48,7 @@ class Handout:
             worker.begun_s = now
         worker.ranges = worker.ranges + ranges
         worker.moved_s = now
-        worker.num_due += current.num_chunks * sum(len(top_nodes(lo, hi, self._num_shards)) for lo, hi in ranges)
+        worker.num_due += current.num_chunks * num_nodes(tuple(ranges), self._num_shards)
         self._expect(worker)
         return Gift(worker, ranges)
 
@@ -169,3 +170,9 @@ class Handout:
         }
         shards = {shard for lo, hi in missing for shard in range(lo, hi)} - computing
         return [(shard, shard + 1) for shard in sorted(shards)]
+
+
+@lru_cache(maxsize=4096)  # asked for every worker in every round
+def num_nodes(ranges: tuple[Range, ...], num_shards: int) -> int:
+    """Return how many nodes a worker sends for ranges of shards that it was given."""
+    return sum(len(top_nodes(lo, hi, num_shards)) for lo, hi in ranges)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 LATE = 3.0  # a worker that takes so many times the usual is late: beyond what a busy neighbour does to it
 LATE_STEPS = 3  # running, after which a worker has fewer shards: one is chance
 MIN_LATE_S = 0.02  # what a process now and then stands still; a shorter delay is not worth a second computation
-RETRY_S = 5.0  # until a worker that has no shards for its slowness is tried again; doubled with each failed trial
+RETRY_S = 5.0  # until a worker without shards is tried again, or as many of its turns; doubled with each failed trial
 LONGEST_RETRY_S = 60.0
 REMEMBERED = 5  # turns whose median counts
 
@@ -42,8 +42,7 @@ class Pace:
         if self.slow:
             on_trial = self._retry_s < math.inf
             if on_trial:
-                self._retry_s = now + self._wait_s
-                self._wait_s = min(2 * self._wait_s, LONGEST_RETRY_S)
+                self._put_off(now)
             return on_trial
         self.slow = self._num_late == LATE_STEPS
         if self.slow:
@@ -53,8 +52,13 @@ class Pace:
     def rests(self, now: float) -> bool:
         """Whether a slow worker that has no shards is still to be left alone, and not tried again with one."""
         if self._retry_s == math.inf:
-            self._retry_s = now + self._wait_s
+            self._put_off(now)
         return now < self._retry_s
+
+    def _put_off(self, now: float) -> None:
+        """Let the next trial be later than the last: a trial costs a step about one turn of those that are fast."""
+        self._retry_s = now + self._wait_s * max(1.0, self.turn_s or 0.0)
+        self._wait_s = min(2 * self._wait_s, LONGEST_RETRY_S)
 
 
 def usual_turn_s(paces: Iterable[Pace]) -> float | None:

@@ -1,25 +1,16 @@
 """The compose cluster, from outside: its ports on loopback are all that these tests use of it."""
 
-import json
-import os
-import secrets
-import socket
 import subprocess
 import sys
 import time
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 import lockstep
 from lockstep_proto import numerics
+from tests.deploy.compose import ROOT, Compose, cluster, run
 
-ROOT = Path(__file__).parents[2]
 SERVICES = ["prometheus", "ray-head", "ray-worker", "server"]
 
 pytestmark = [pytest.mark.docker, pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -51,67 +42,6 @@ for process in pathlib.Path("/proc").glob("[0-9]*"):
 """
 
 
-@dataclass(frozen=True)
-class Compose:
-    """One compose project of its own: its name and the ports it publishes."""
-
-    project: str
-    grpc_port: int
-    http_port: int
-    prometheus_port: int
-
-    def __call__(self, *arguments: str) -> str:
-        ports = {
-            "LOCKSTEP_PORT": self.grpc_port,
-            "LOCKSTEP_HTTP_PORT": self.http_port,
-            "LOCKSTEP_PROMETHEUS_PORT": self.prometheus_port,
-        }
-        return run(
-            "docker-compose", "--project-name", self.project, *arguments, **{name: str(p) for name, p in ports.items()}
-        )
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.grpc_port}"
-
-    def containers(self) -> list[dict[str, Any]]:
-        """What `docker inspect` says of each of them, stopped ones too."""
-        ids = run("docker", "ps", "-aq", "--filter", f"label=com.docker.compose.project={self.project}").split()
-        return list(json.loads(run("docker", "inspect", *ids))) if ids else []
-
-    def service(self, name: str) -> dict[str, Any]:
-        """What `docker inspect` says of the one container of a service."""
-        (container,) = (c for c in self.containers() if c["Config"]["Labels"]["com.docker.compose.service"] == name)
-        return container
-
-    def query(self, expression: str) -> list[dict[str, Any]]:
-        """What Prometheus answers to an expression now: the newest value of each series."""
-        query = urllib.parse.urlencode({"query": expression})
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.prometheus_port}/api/v1/query?{query}") as answer:
-            return list(json.load(answer)["data"]["result"])
-
-
-def run(*command: str, **environment: str) -> str:
-    result = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300.0,
-    )
-    assert result.returncode == 0, f"{' '.join(command)}: {result.stdout[-3000:]}\n{result.stderr[-3000:]}"
-    return result.stdout
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def until(client: lockstep.Client, job: lockstep.Job, *, workers: int, beyond: int = -1) -> lockstep.Job:
     """The job as it was when it first had so many workers, and a step beyond the given one."""
     seen, said = job, []
@@ -133,18 +63,9 @@ def assert_same_bits(job: lockstep.Job, reference: lockstep.Job) -> None:
 
 
 @pytest.fixture(scope="module")
-def compose(request: pytest.FixtureRequest) -> Iterator[Compose]:
-    cluster = Compose(f"lockstep-test-{secrets.token_hex(4)}", free_port(), free_port(), free_port())
-    failed = request.session.testsfailed
-    try:
-        cluster("up", "--detach", "--build")
-        yield cluster
-    finally:
-        if request.session.testsfailed > failed:
-            capture = request.config.pluginmanager.getplugin("capturemanager")
-            with capture.global_and_fixture_disabled():
-                print(cluster("logs", "--no-color", "--tail=60"))
-        cluster("down", "--volumes", "--remove-orphans", "--timeout=30")
+def compose(request: pytest.FixtureRequest, image: None) -> Iterator[Compose]:
+    with cluster(request) as up:
+        yield up
 
 
 @pytest.fixture(scope="module")

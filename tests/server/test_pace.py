@@ -34,14 +34,14 @@ def test_a_slow_worker_without_shards_is_tried_again_and_each_time_later():
     pace = Pace()
     late(pace, 3)
     assert pace.rests(100.0)
-    assert pace.rests(100.0 + RETRY_S - 0.1)
-    assert not pace.rests(100.0 + RETRY_S)
-    assert late(pace, 1, now=105.0) == [True], "the trial failed"
-    assert pace.rests(105.0 + RETRY_S - 0.1)
+    assert pace.rests(100.0 + 10 * RETRY_S - 0.1), "as many of its turns, of ten seconds each"
+    assert not pace.rests(100.0 + 10 * RETRY_S)
+    assert late(pace, 1, now=150.0) == [True], "the trial failed"
+    assert pace.rests(150.0 + 20 * RETRY_S - 0.1)
     waits = []
     for _ in range(8):
         now = 1000.0
-        late(pace, 1, now=now)
+        late(pace, 1, now=now, turn_s=0.1)
         waits.append(next(wait for wait in range(1000) if not pace.rests(now + wait)))
     assert waits[-1] == LONGEST_RETRY_S
 

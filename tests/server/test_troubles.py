@@ -126,7 +126,7 @@ def test_a_worker_that_is_late_three_steps_running_loses_its_shards_and_is_tried
     assert cluster.shards() == {"a": 4, "b": 4, "c": 0}
     cluster.step("a", "b")
     assert cluster.training.handout.num_speculative == 9, "it holds up nobody any more"
-    cluster.now += RETRY_S
+    cluster.now += RETRY_S * max(1.0, cluster.training.workers["c"].pace.turn_s)
     cluster.step("a", "b")
     assert cluster.shards()["c"] == 1, "a trial"
     cluster.now += 0.2
