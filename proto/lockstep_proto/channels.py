@@ -5,14 +5,18 @@ from collections.abc import Sequence
 import grpc
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # a chunk is about 1 MiB; a spec with thousands of layers stays far below
-KEEPALIVE_MS = 10_000  # a dead peer is noticed this long after its last sign of life
+KEEPALIVE_MS = 10_000  # a peer is asked for a sign of life this long after its last one
+KEEPALIVE_TIMEOUT_MS = 5_000  # and is taken for dead if it gives none
+FLEET_HEARTBEAT_S = 2.0  # a fleet that has nothing to say says so this often
+FLEET_LEASE_S = 10.0  # a fleet that is silent for longer is taken for gone until it attaches again
 Options = Sequence[tuple[str, int]]
 
 _BOTH_ENDS: Options = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+    ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),  # which counts in its stead, and is a minute by default
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 )

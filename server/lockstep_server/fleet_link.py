@@ -3,14 +3,19 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+from lockstep_proto.channels import FLEET_LEASE_S
 from lockstep_proto.v1 import training_pb2
+
+STOOD_STILL_S = 1.0  # a lease that is looked at so late says nothing of the fleet, but that this process stood still
 
 
 class Attachment:
-    """One fleet's stream. Orders that were not taken yet are replaced by newer ones."""
+    """One fleet's stream. Orders that were not taken yet are replaced by newer ones. Silence for a lease closes it."""
 
     def __init__(self) -> None:
         self.replaced = False
+        self.silent = False
+        self._lease = self._new_lease()
         self._orders: training_pb2.FleetOrders | None = None
         self._closed = False
         self._changed = asyncio.Event()
@@ -20,8 +25,15 @@ class Attachment:
         self._orders = orders
         self._changed.set()
 
+    def heard(self) -> None:
+        """Renew the lease."""
+        self._lease.cancel()
+        if not self._closed:
+            self._lease = self._new_lease()
+
     def close(self) -> None:
         """Nothing follows."""
+        self._lease.cancel()
         self._closed = True
         self._changed.set()
 
@@ -34,6 +46,16 @@ class Attachment:
                 yield orders
             else:
                 await self._changed.wait()
+
+    def _new_lease(self) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(FLEET_LEASE_S, self._lease_over)
+
+    def _lease_over(self) -> None:
+        if asyncio.get_running_loop().time() - self._lease.when() > STOOD_STILL_S:
+            self.heard()
+            return
+        self.silent = True
+        self.close()
 
 
 class FleetLink:

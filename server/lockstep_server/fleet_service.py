@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import grpc
 
 from lockstep_proto import failpoints
+from lockstep_proto.channels import FLEET_LEASE_S
 from lockstep_proto.v1 import training_pb2, training_pb2_grpc
 from lockstep_server.fleet_link import Attachment
 from lockstep_server.scheduler import Scheduler
@@ -39,6 +40,10 @@ class FleetService(training_pb2_grpc.FleetServiceServicer):
                     await context.abort(
                         grpc.StatusCode.ABORTED, "another fleet has attached and takes this one's place"
                     )
+                if attachment.silent:
+                    words = f"the fleet was silent for more than {FLEET_LEASE_S:g} s"
+                    log.warning(words)
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, words)
                 await listening
         finally:
             listening.cancel()
@@ -48,6 +53,7 @@ class FleetService(training_pb2_grpc.FleetServiceServicer):
     async def _listen(self, messages: AsyncIterator[training_pb2.FleetMessage], attachment: Attachment) -> None:
         try:
             async for message in messages:
+                attachment.heard()
                 if self._scheduler.fleet.is_current(attachment):
                     self._hear(message)
         finally:

@@ -15,7 +15,7 @@ import grpc
 import pytest
 
 from lockstep_proto.v1 import service_pb2, service_pb2_grpc, training_pb2, training_pb2_grpc
-from lockstep_server import cluster
+from lockstep_server import cluster, fleet_link
 from lockstep_server import uploads as uploads_module
 from lockstep_server.data_service import DataService
 from lockstep_server.fleet_service import FleetService
@@ -364,3 +364,44 @@ def test_a_new_fleet_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
             await turn()
 
     play(tmp_path, scene)
+
+
+def test_a_fleet_that_falls_silent_is_let_go_and_may_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_link, "FLEET_LEASE_S", 0.05)
+
+    async def scene(to: Connection) -> None:
+        hung = to.fleet.Attach()
+        await hung.write(message(resources=training_pb2.FleetResources(worker_slots=1)))
+        await hung.read()
+        assert to.server.scheduler.fleet.worker_slots == 1
+        error = await refused(hung.read())
+        assert error.code() == Code.UNAVAILABLE
+        assert "the fleet was silent for more than" in (error.details() or "")
+        assert to.server.scheduler.fleet.worker_slots is None
+        again = to.fleet.Attach()
+        await again.write(message(resources=training_pb2.FleetResources(worker_slots=2)))
+        await again.read()
+        assert to.server.scheduler.fleet.worker_slots == 2
+
+    play(tmp_path, scene)
+
+
+def test_a_heartbeat_renews_the_lease_and_time_in_which_the_server_stood_still_does_not_count() -> None:
+    async def scene() -> None:
+        loop = asyncio.get_running_loop()
+        attachment = fleet_link.Attachment()
+        first = attachment._lease
+        attachment.heard()
+        assert first.cancelled()
+        assert attachment._lease.when() > first.when()
+        late = attachment._lease.when() + fleet_link.STOOD_STILL_S
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "time", lambda: late + 0.1)
+            attachment._lease_over()
+        assert not attachment.silent
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "time", attachment._lease.when)
+            attachment._lease_over()
+        assert attachment.silent
+
+    asyncio.run(scene())

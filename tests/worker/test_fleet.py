@@ -8,6 +8,7 @@ from lockstep_proto.v1 import job_pb2, service_pb2, training_pb2
 from lockstep_worker.fleet import (
     FIRST_RETRY_S,
     HEALTHY_S,
+    JOIN_S,
     LONGEST_RETRY_S,
     ORDERLY_S,
     AskToLeave,
@@ -23,8 +24,8 @@ SPEC = job_pb2.JobSpec(name="n")
 GRACE_S = 3.0
 
 
-def order(job_id, num_workers):
-    return training_pb2.JobOrder(job_id=job_id, spec=SPEC, num_workers=num_workers)
+def order(job_id, num_workers, given_up=()):
+    return training_pb2.JobOrder(job_id=job_id, spec=SPEC, num_workers=num_workers, given_up=given_up)
 
 
 def loaded_message(job_id):
@@ -69,6 +70,9 @@ class Driven:
 
     def order(self, **jobs):
         return self.carry(self.fleet.ordered([order(*item) for item in jobs.items()], self.now))
+
+    def give_up(self, job_id, num_workers, *worker_ids):
+        return self.carry(self.fleet.ordered([order(job_id, num_workers, worker_ids)], self.now))
 
     def loaded(self, job_id):
         return self.carry(self.fleet.data_loaded(loaded_message(job_id).data_loaded, self.now))
@@ -268,6 +272,89 @@ def test_a_worker_whose_job_is_over_is_not_replaced(running):
     assert running.wait(100) == []
 
 
+# Workers that hang
+
+
+def test_a_worker_that_the_server_gave_up_is_killed_and_replaced(running):
+    assert running.give_up("a", 3, "f-2") == [KillWorker("f-2"), StartWorker("a", "f-4")]
+    assert running.ended("f-2", "it was killed") == []
+
+
+def test_a_worker_is_given_up_once_however_often_the_server_says_so(running):
+    running.give_up("a", 3, "f-2")
+    assert running.give_up("a", 3, "f-2") == []
+    assert running.give_up("a", 3, "f-2", "f-4") == [KillWorker("f-4")]
+    assert running.wait(FIRST_RETRY_S) == [StartWorker("a", "f-5")]
+
+
+def test_a_worker_that_has_ended_or_that_another_fleet_started_is_not_given_up_again(running):
+    running.ended("f-2", "it crashed")
+    assert running.give_up("a", 3, "f-2", "g-1") == []
+    assert running.count("a") == 3
+
+
+def test_a_worker_that_is_given_up_while_it_leaves_is_killed_at_once_and_not_replaced(running):
+    running.order(a=2)
+    assert running.give_up("a", 2, "f-3") == [KillWorker("f-3")]
+    assert running.wait(100) == []
+
+
+def test_workers_that_are_given_up_young_are_replaced_more_and_more_slowly(driven):
+    driven.order(a=1)
+    driven.loaded("a")
+    for wait_s in (0.5, 1.0, 2.0):
+        (worker_id,) = driven.running
+        driven.give_up("a", 1, worker_id)
+        driven.wait(wait_s - 0.01)
+        assert driven.count("a") == 0
+        driven.wait(0.02)
+        assert driven.count("a") == 1
+
+
+def unheard(worker_id):
+    message = f"it did not reach the server within {JOIN_S:g} s"
+    exited = training_pb2.WorkerExited(job_id="a", worker_id=worker_id, message=message)
+    return Tell(training_pb2.FleetMessage(worker_exited=exited))
+
+
+@pytest.fixture
+def starting(driven):
+    driven.carry(driven.fleet.connected(driven.now))
+    driven.order(a=2)
+    driven.loaded("a")
+    driven.take_told()
+    return driven
+
+
+def test_a_worker_that_does_not_reach_the_server_in_time_is_told_and_replaced(starting):
+    starting.fleet.worker_joined("f-1")
+    assert starting.wait(JOIN_S) == []
+    assert starting.wait(0.1) == [KillWorker("f-2"), unheard("f-2"), StartWorker("a", "f-3")]
+    starting.fleet.worker_joined("f-3")
+    assert starting.wait(1000) == []
+
+
+def test_time_without_a_server_does_not_count(starting):
+    starting.fleet.disconnected()
+    assert starting.wait(1000) == []
+    starting.carry(starting.fleet.connected(starting.now))
+    assert starting.wait(JOIN_S) == []
+    assert KillWorker("f-1") in starting.wait(0.1)
+
+
+def test_a_worker_that_leaves_need_not_join(starting):
+    starting.fleet.worker_joined("f-1")
+    starting.now += JOIN_S
+    starting.order(a=1)
+    assert starting.wait(GRACE_S - 0.1) == []
+
+
+def test_news_of_a_worker_that_has_ended_say_nothing(starting):
+    starting.ended("f-1", "it crashed")
+    starting.fleet.worker_joined("f-1")
+    assert starting.count("a") == 1
+
+
 def test_an_unknown_worker_that_ends_says_nothing(running):
     assert running.ended("f-99", "it crashed") == []
 
@@ -294,7 +381,7 @@ def test_a_server_that_was_dialled_again_is_told_resources_first_and_then_all_li
     failed = training_pb2.DataFailed(job_id="c", message="no such file")
     running.carry(running.fleet.data_failed(failed))
     running.order(a=3, c=1, d=1)  # b is over, d is still loading
-    assert running.fleet.connected() == [
+    assert running.fleet.connected(running.now) == [
         Tell(training_pb2.FleetMessage(resources=resources)),
         Tell(loaded_message("a")),
         Tell(training_pb2.FleetMessage(data_failed=failed)),
@@ -314,7 +401,9 @@ EVENTS = st.one_of(
     st.tuples(st.just("order"), st.dictionaries(JOBS, st.integers(0, 4))),
     st.tuples(st.just("loaded"), JOBS),
     st.tuples(st.just("ended"), st.tuples(st.integers(0, 12), st.sampled_from([None, "died"]))),
-    st.tuples(st.just("wait"), st.floats(0, 40)),
+    st.tuples(st.just("given up"), st.integers(0, 12)),
+    st.tuples(st.just("server"), st.booleans()),
+    st.tuples(st.just("wait"), st.floats(0, 100)),
 )
 
 
@@ -329,7 +418,16 @@ def happen(driven, kind, what):
         driven.loaded(what)
     elif kind == "wait":
         driven.wait(what)
-    elif driven.running:
+    elif kind == "server" and what:
+        driven.carry(driven.fleet.connected(driven.now))
+    elif kind == "server":
+        driven.fleet.disconnected()
+    elif kind == "given up" and driven.running:
+        worker_id = sorted(driven.running)[what % len(driven.running)]
+        job_id = driven.running[worker_id]
+        orders = [order(job, n, [worker_id] if job == job_id else []) for job, n in driven.wanted.items()]
+        driven.carry(driven.fleet.ordered(orders, driven.now))
+    elif kind == "ended" and driven.running:
         worker_id = sorted(driven.running)[what[0] % len(driven.running)]
         driven.ended(worker_id, what[1])
 
@@ -343,6 +441,8 @@ def test_after_any_events_each_job_comes_to_have_the_workers_it_is_to_have_and_n
         happen(driven, kind, what)
         surplus = {job_id: driven.count(job_id) - driven.wanted.get(job_id, 0) for job_id in "abc"}
         assert max(surplus.values()) <= 0
+    for worker_id in driven.running:
+        driven.fleet.worker_joined(worker_id)
     driven.wait(LONGEST_RETRY_S)  # waits of the dead and of those that leave are over
     expected = Counter({job_id: n for job_id, n in driven.wanted.items() if job_id in driven.has_data})
     assert Counter(driven.running.values()) == expected

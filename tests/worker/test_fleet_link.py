@@ -1,4 +1,6 @@
+import contextlib
 import queue
+import socket
 import threading
 from concurrent import futures
 
@@ -50,7 +52,10 @@ class Linked:
         self.streams = queue.Queue()
         self.orders = queue.Queue()
         self.replaced = threading.Event()
-        self.link = FleetLink(f"127.0.0.1:{port}", self.streams.put, self.orders.put, self.replaced.set)
+        self.disconnected = threading.Semaphore(0)
+        self.link = FleetLink(
+            f"127.0.0.1:{port}", self.streams.put, self.orders.put, self.disconnected.release, self.replaced.set
+        )
 
     def connected(self):
         return self.streams.get(timeout=WAIT_S)
@@ -81,7 +86,7 @@ def test_messages_go_out_and_orders_come_in(service):
 
 
 def test_a_silent_fleet_sends_heartbeats(service, monkeypatch):
-    monkeypatch.setattr(fleet_link, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(channels, "FLEET_HEARTBEAT_S", 0.01)
     server = Server(service)
     linked = Linked(server.port)
     linked.connected()
@@ -99,6 +104,7 @@ def test_a_server_that_restarts_is_dialled_again_with_a_stream_that_knows_nothin
     assert service.heard.get(timeout=WAIT_S) == RESOURCES
     service.orders.put(None)
     server.stop()
+    assert linked.disconnected.acquire(timeout=WAIT_S)
     old.send(LOADED)
     again = Server(service, server.port)
     new = linked.connected()
@@ -162,3 +168,80 @@ def test_closing_while_there_is_no_server_ends_soon(service, monkeypatch):
     linked = Linked(server.port)
     linked.link.close(WAIT_S)
     assert not linked.link._thread.is_alive()
+
+
+class Relay:
+    """Passes bytes on until it is told to swallow them, as a link that is cut does."""
+
+    def __init__(self, port):
+        self.target = ("127.0.0.1", port)
+        self.cut = threading.Event()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.ends = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self.listener.accept()
+                far = socket.create_connection(self.target)
+                self.ends += [near, far]
+                for source, sink in ((near, far), (far, near)):
+                    threading.Thread(target=self._pass_on, args=[source, sink, self.cut], daemon=True).start()
+
+    def _pass_on(self, source, sink, cut):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if not cut.is_set():
+                    sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+    def close(self):
+        for end in [self.listener, *self.ends]:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for it
+            end.close()
+
+    def mend(self):
+        """New connections work; what is cut stays cut."""
+        self.cut = threading.Event()
+
+
+def test_a_server_that_is_gone_without_a_word_is_noticed_and_dialled_again(monkeypatch):
+    class Silent(training_pb2_grpc.FleetServiceServicer):
+        def Attach(self, messages, context):
+            yield from (orders_for("a") for _ in messages)
+
+    ms = {channels.KEEPALIVE_MS: 1000, channels.KEEPALIVE_TIMEOUT_MS: 500}
+    quick = tuple((name, ms.get(value, value)) for name, value in channels._BOTH_ENDS)
+    server = Server(Silent())
+    monkeypatch.setattr(channels, "_BOTH_ENDS", quick)
+    relay = Relay(server.port)
+    linked = Linked(relay.port)
+    linked.connected().send(RESOURCES)
+    assert linked.orders.get(timeout=WAIT_S) == orders_for("a")
+    relay.cut.set()
+    assert linked.disconnected.acquire(timeout=WAIT_S)
+    relay.mend()
+    linked.connected().send(RESOURCES)
+    assert linked.orders.get(timeout=WAIT_S) == orders_for("a")
+    linked.link.close(WAIT_S)
+    server.stop()
+    relay.close()
+
+
+def test_a_defect_is_logged_and_the_server_dialled_again(service, monkeypatch, caplog):
+    def raise_once(*_):
+        monkeypatch.undo()
+        raise KeyError("nobody foresaw this")
+
+    monkeypatch.setattr(FleetLink, "_serve", raise_once)
+    server = Server(service)
+    linked = Linked(server.port)
+    linked.connected().send(RESOURCES)
+    assert service.heard.get(timeout=WAIT_S) == RESOURCES
+    assert "nobody foresaw this" in caplog.text
+    service.orders.put(None)
+    linked.link.close(WAIT_S)
+    server.stop()

@@ -9,7 +9,7 @@ from lockstep_proto.codec import ParameterChunk
 from lockstep_proto.spec import read_spec
 from lockstep_proto.v1 import service_pb2, training_pb2
 from lockstep_worker.errors import DataError
-from lockstep_worker.session import ANSWER_S, REDIAL_S, Compute, Dial, End, Send, Session
+from lockstep_worker.session import ANSWER_S, REDIAL_S, Compute, Dial, End, Joined, Send, Session
 
 SPEC = read_spec({"network": {"inputs": 2, "layers": [{"units": 2}]}, "loss": "norm", "batch_size": 8, "epochs": 1})
 HELLO = training_pb2.WorkerHello(job_id="job", worker_id="w")
@@ -160,7 +160,7 @@ def test_versions_come_and_go_under_a_long_computation_that_keeps_its_own(comput
 def test_heartbeats_are_sent_once_welcomed(driven):
     driven.opened()
     assert driven.ticks(1.0) == []
-    driven.hear(welcome())
+    assert driven.hear(welcome()) == [Joined()]
     assert driven.session.period_s == PERIOD_S
     assert sent(driven.ticks(1.0, heard=True)) == ["heartbeat", "heartbeat"]
 

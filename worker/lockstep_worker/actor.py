@@ -1,5 +1,6 @@
 """The Ray actor around a worker: a process of its own, with its shards at hand as Ray objects."""
 
+import threading
 from typing import Any
 
 import ray
@@ -21,6 +22,7 @@ class WorkerProcess:
         self._num_cpus = num_cpus
         self._worker: Worker | None = None
         self._leaving = False
+        self._joined = threading.Event()
 
     def run(self, job_id: str, server: str, data: JobData) -> str:
         """Compute for a job until it ends. Return why it ended, or raise WorkerError."""
@@ -31,10 +33,15 @@ class WorkerProcess:
             num_cpus=self._num_cpus,
             training=lambda shard: _fetch(data.training, shard),
             validation=lambda shard: _fetch(data.validation, shard),
+            joined=self._joined.set,
         )
         if self._leaving:
             self._worker.leave()
         return self._worker.run()
+
+    def join(self) -> None:
+        """Return once the server has welcomed the worker."""
+        self._joined.wait()
 
     def leave(self) -> None:
         """Have `run` end soon, in order, even if it has yet to begin: Ray starts calls of two threads in no order."""

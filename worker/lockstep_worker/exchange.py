@@ -19,7 +19,7 @@ from lockstep_proto import channels, codec, failpoints, numerics
 from lockstep_proto.v1 import training_pb2
 from lockstep_worker.engine import Engine
 from lockstep_worker.errors import WorkerError
-from lockstep_worker.session import Compute, Dial, Effect, End, Job, Send, Session
+from lockstep_worker.session import Compute, Dial, Effect, End, Job, Joined, Send, Session
 from lockstep_worker.shard import Shard
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,10 @@ _LAST = object()
 
 
 class Worker:
-    """Computes for one job until the server says goodbye, or until it is told to leave."""
+    """Computes for one job until the server says goodbye, or until it is told to leave.
+
+    `joined` is called each time the server has welcomed it.
+    """
 
     def __init__(
         self,
@@ -39,6 +42,7 @@ class Worker:
         num_cpus: int,
         training: Callable[[int], Shard],
         validation: Callable[[int], Shard],
+        joined: Callable[[], None] = lambda: None,
     ) -> None:
         hello = training_pb2.WorkerHello(
             job_id=job_id,
@@ -48,6 +52,7 @@ class Worker:
             numerics=numerics.fingerprint(),
         )
         self._server = server
+        self._joined = joined
         self._make_engine: Callable[[Job], Engine] = lambda job: Engine(
             job.spec, job.chunk_elements, training=training, validation=validation, num_cpus=num_cpus
         )
@@ -182,6 +187,8 @@ class Worker:
                 case Send(message):
                     assert self._stream is not None
                     self._stream.send(message)
+                case Joined():
+                    self._joined()
                 case Compute():
                     assert self._stream is not None
                     self._tasks.put((effect, self._stream))

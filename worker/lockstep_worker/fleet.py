@@ -14,6 +14,7 @@ LONGEST_RETRY_S = 30.0
 HEALTHY_S = 10.0  # a worker that lived so long is no sign of something that always fails
 ORDERLY_S = 0.5  # a worker ends before the orders that explain it arrive
 GRACE_S = 5.0  # for an orderly leave; then the worker is killed
+JOIN_S = 60.0  # for a worker to start and reach the server, on a busy machine
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ Effect = LoadData | ForgetData | StartWorker | AskToLeave | KillWorker | Tell
 class _Worker:
     started_s: float
     kill_s: float | None = None  # when, if it has been asked to leave
+    joined: bool = False  # the server has welcomed it
 
 
 @dataclass
@@ -92,13 +94,19 @@ class Fleet:
         self._grace_s = grace_s
         self._jobs: dict[str, _Job] = {}
         self._num_started = 0
+        self._connected_s: float | None = None  # since when, if it is
         self._resources = training_pb2.FleetResources()
 
-    def connected(self) -> list[Effect]:
+    def connected(self, now: float) -> list[Effect]:
         """Tell a server that has just been dialled all it needs to know."""
+        self._connected_s = now
         told = [training_pb2.FleetMessage(resources=self._resources)]
         told += [job.outcome for job in self._jobs.values() if job.outcome is not None]
         return [Tell(message) for message in told]
+
+    def disconnected(self) -> None:
+        """Take note that there is no server; the workers wait for it."""
+        self._connected_s = None
 
     def resources_changed(self, resources: training_pb2.FleetResources) -> list[Effect]:
         """Take note of what the cluster has."""
@@ -116,6 +124,7 @@ class Fleet:
                 self._jobs[job_id] = _Job(order.spec)
                 effects.append(LoadData(job_id, order.spec))
             self._jobs[job_id].num_workers = order.num_workers
+            effects += self._end_given_up(self._jobs[job_id], order.given_up, now)
             effects += self._adjust(job_id, now)
         for job_id in [job_id for job_id in self._jobs if job_id not in wanted]:
             job = self._jobs.pop(job_id)
@@ -139,6 +148,12 @@ class Fleet:
         job.outcome = training_pb2.FleetMessage(data_failed=failed)
         return [Tell(job.outcome)]
 
+    def worker_joined(self, worker_id: str) -> None:
+        """Take note that the server has welcomed a worker."""
+        for job in self._jobs.values():
+            if worker_id in job.workers:
+                job.workers[worker_id].joined = True
+
     def worker_ended(self, worker_id: str, error: str | None, now: float) -> list[Effect]:
         """Take note that a worker's process has ended, by an error or in order."""
         found = next(((job_id, job) for job_id, job in self._jobs.items() if worker_id in job.workers), None)
@@ -150,12 +165,11 @@ class Fleet:
         if worker.kill_s is None:
             _delay_next(job, worker, now, in_order=error is None)
             if error is not None:
-                exited = training_pb2.WorkerExited(job_id=job_id, worker_id=worker_id, message=error)
-                effects.append(Tell(training_pb2.FleetMessage(worker_exited=exited)))
+                effects.append(_tell_exit(job_id, worker_id, error))
         return effects + self._adjust(job_id, now)
 
     def tick(self, now: float) -> list[Effect]:
-        """Kill those that did not leave in time, and replace the dead when their wait is over."""
+        """Kill those that did not leave or join in time, and replace the dead when their wait is over."""
         effects: list[Effect] = []
         for job_id, job in self._jobs.items():
             overdue = [
@@ -164,7 +178,34 @@ class Fleet:
             for worker_id in overdue:
                 del job.workers[worker_id]
                 effects.append(KillWorker(worker_id))
+            effects += self._end_unheard(job_id, job, now)
             effects += self._adjust(job_id, now)
+        return effects
+
+    def _end_given_up(self, job: _Job, worker_ids: Iterable[str], now: float) -> list[Effect]:
+        """End the workers that hang; those that have ended already, or were another fleet's, are none of the job's."""
+        effects: list[Effect] = []
+        for worker_id in worker_ids:
+            worker = job.workers.pop(worker_id, None)
+            if worker is not None:
+                effects.append(KillWorker(worker_id))
+                if worker.kill_s is None:
+                    _delay_next(job, worker, now, in_order=False)
+        return effects
+
+    def _end_unheard(self, job_id: str, job: _Job, now: float) -> list[Effect]:
+        """End the workers that do not reach the server, though it is there."""
+        if self._connected_s is None:
+            return []
+        effects: list[Effect] = []
+        for worker_id, worker in list(job.workers.items()):
+            since_s = max(worker.started_s, self._connected_s)
+            if not worker.joined and worker.kill_s is None and now - since_s > JOIN_S:
+                effects += [
+                    KillWorker(worker_id),
+                    _tell_exit(job_id, worker_id, f"it did not reach the server within {JOIN_S:g} s"),
+                ]
+                _delay_next(job, job.workers.pop(worker_id), now, in_order=False)
         return effects
 
     def _adjust(self, job_id: str, now: float) -> list[Effect]:
@@ -186,6 +227,11 @@ class Fleet:
     def _ask_to_leave(self, job: _Job, worker_id: str, now: float) -> Effect:
         job.workers[worker_id].kill_s = now + self._grace_s
         return AskToLeave(worker_id)
+
+
+def _tell_exit(job_id: str, worker_id: str, message: str) -> Tell:
+    exited = training_pb2.WorkerExited(job_id=job_id, worker_id=worker_id, message=message)
+    return Tell(training_pb2.FleetMessage(worker_exited=exited))
 
 
 def _delay_next(job: _Job, ended: _Worker, now: float, *, in_order: bool) -> None:

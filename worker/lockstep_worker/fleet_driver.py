@@ -58,6 +58,7 @@ class FleetDriver:
             self._server,
             lambda stream: self._post(lambda: self._connected(stream)),
             lambda orders: self._post(lambda: self._orders_came(orders)),
+            lambda: self._post(self._disconnected),
             self._give_way,
         )
         tick_s = time.monotonic() + TICK_S
@@ -97,7 +98,11 @@ class FleetDriver:
         log.info("connected to the server at %s", self._server)
         failpoints.hit("fleet.connected")
         self._stream = stream
-        self._carry(self._fleet.connected())
+        self._carry(self._fleet.connected(time.monotonic()))
+
+    def _disconnected(self) -> None:
+        self._stream = None
+        self._fleet.disconnected()
 
     def _orders_came(self, orders: training_pb2.FleetOrders) -> None:
         failpoints.hit("fleet.orders")
@@ -193,12 +198,18 @@ class FleetDriver:
     def _start(self, job_id: str, worker_id: str) -> None:
         log.info("starting a worker job=%s worker=%s", job_id, worker_id)
         failpoints.hit("fleet.start")
-        # two calls at once, so that `leave` is heard while `run` runs
-        options = WorkerActor.options(num_cpus=self._cpus_per_worker, max_restarts=0, max_concurrency=2)
+        # three calls at once: `join` waits and `leave` is heard while `run` runs
+        options = WorkerActor.options(num_cpus=self._cpus_per_worker, max_restarts=0, max_concurrency=3)
         actor = self._actors[worker_id] = options.remote(worker_id, self._cpus_per_worker)
         ended = actor.run.remote(job_id, self._server, self._data[job_id]).future()
+        joined = actor.join.remote().future()
         failpoints.hit("fleet.started")
+        joined.add_done_callback(lambda future: self._post(lambda: self._join_ended(worker_id, future)))
         ended.add_done_callback(lambda future: self._post(lambda: self._ended(job_id, worker_id, future)))
+
+    def _join_ended(self, worker_id: str, future: Any) -> None:
+        if future.exception() is None:
+            self._fleet.worker_joined(worker_id)
 
     def _ended(self, job_id: str, worker_id: str, future: Any) -> None:
         failpoints.hit("fleet.ended")

@@ -11,7 +11,6 @@ from lockstep_proto import channels
 from lockstep_proto.v1 import training_pb2, training_pb2_grpc
 
 log = logging.getLogger(__name__)
-HEARTBEAT_S = 5.0
 DIAL_S = 10.0  # for one attempt, in which gRPC itself tries several times
 REDIAL_S = (0.2, 0.5, 1.0, 2.0, 5.0)  # waits between attempts; the last one repeats
 
@@ -34,7 +33,7 @@ class FleetStream:
         """Yield what is to be sent, and heartbeats between."""
         while True:
             try:
-                message = self._outgoing.get(timeout=HEARTBEAT_S)
+                message = self._outgoing.get(timeout=channels.FLEET_HEARTBEAT_S)
             except queue.Empty:
                 message = training_pb2.FleetMessage(heartbeat=training_pb2.Heartbeat())
             if message is None:
@@ -43,8 +42,9 @@ class FleetStream:
 
 
 class FleetLink:
-    """Calls `connected` with every new stream and `ordered` with every message from it, in a thread of its own.
+    """Calls `connected` with every new stream, `ordered` with every message from it and `disconnected` at its end.
 
+    The calls come in a thread of its own. A server that is gone without a word is noticed by the channel's keepalive.
     It ends by itself, with a call of `replaced`, when another fleet has attached: two that dialled again and again
     would drive each other out for ever.
     """
@@ -54,11 +54,13 @@ class FleetLink:
         server: str,
         connected: Callable[[FleetStream], None],
         ordered: Callable[[training_pb2.FleetOrders], None],
+        disconnected: Callable[[], None],
         replaced: Callable[[], None],
     ) -> None:
         self._server = server
         self._connected = connected
         self._ordered = ordered
+        self._disconnected = disconnected
         self._replaced = replaced
         self._stream: FleetStream | None = None
         self._has_orders = False  # from the present stream: only then it was of use
@@ -89,6 +91,9 @@ class FleetLink:
                         self._replaced()
                         return
                     reason = error.details() or error.code().name
+                except Exception as error:
+                    log.exception("a defect of the fleet's connection")
+                    reason = f"a defect: {error!r}"
             if reason != told and not self._closing.is_set():
                 log.warning("not connected to the server at %s: %s; dialling again", self._server, reason)
                 told = reason
@@ -107,3 +112,4 @@ class FleetLink:
                 self._ordered(orders)
         finally:
             stream.close()
+            self._disconnected()

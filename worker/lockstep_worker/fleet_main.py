@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 END_S = 8.0  # for the end of the workers and of a local Ray; after that this process ends whatever is left
 # Set before Ray is loaded, so that it and its workers begin with them: one BLAS thread, and a malloc that keeps its
-# memory. Ray would try a task that runs out of memory again for ever.
+# memory. Ray would try a task that runs out of memory again for ever, and would wait long for a stopped process to end.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",
     "RAY_task_oom_retries": "3",
+    "RAY_kill_worker_timeout_milliseconds": "500",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
@@ -50,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         stopped = driver.run()
     except RayGoneError as error:
         _give_up(f"the Ray cluster at {options.ray_address} is gone: {error}")
+    except Exception as error:  # its end is noticed, and it is started again; a fleet that does nothing is not
+        logging.exception("a defect ends the fleet")
+        _give_up(f"a defect in Lockstep: {error!r}")
     import ray
 
     ray.shutdown()

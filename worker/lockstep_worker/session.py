@@ -39,6 +39,11 @@ class Send:
     message: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The server has welcomed the worker on the present stream."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Compute:
     """Compute a task, send what comes of it on the present stream, and then say `computed` or `failed`."""
@@ -66,7 +71,7 @@ class End:
     failed: bool = False
 
 
-Effect = Send | Compute | Dial | End
+Effect = Send | Joined | Compute | Dial | End
 _NOTHING: Sequence[Effect] = ()
 _HEARTBEAT = Send(training_pb2.WorkerMessage(heartbeat=training_pb2.Heartbeat()).SerializeToString())
 
@@ -124,7 +129,7 @@ class Session:
                     return self._work(message.work)
                 case "welcome":
                     failpoints.hit("worker.welcome")
-                    self._welcome(message.welcome)
+                    return self._welcome(message.welcome)
                 case "goodbye":
                     failpoints.hit("worker.goodbye")
                     return self._end(End(message.goodbye.reason))
@@ -188,13 +193,14 @@ class Session:
 
     # Parts of the above.
 
-    def _welcome(self, welcome: training_pb2.Welcome) -> None:
+    def _welcome(self, welcome: training_pb2.Welcome) -> Sequence[Effect]:
         job = Job(welcome.spec, welcome.chunk_elements)
         if self._following is None or job != self._job:
             self._job, self._following = job, Following(job.spec, job.chunk_elements)
         self._following.restart()
         self._lease_s = welcome.lease_s
         self._welcomed = True
+        return [Joined()]
 
     def _welcome_first(self) -> Following:
         if not self._welcomed or self._following is None:
