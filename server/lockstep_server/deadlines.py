@@ -1,16 +1,18 @@
-"""How long jobs have waited for workers."""
+"""How long jobs have waited."""
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Mapping
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
 
 
-class Deadlines:
-    """Remembers since when each waiting job waits, without a break."""
+class Deadlines(Generic[K]):
+    """Remembers since when each wait lasts, without a break."""
 
     def __init__(self) -> None:
-        self._since: dict[str, float] = {}
+        self._since: dict[K, float] = {}
 
-    def look(self, waiting: Iterable[tuple[str, float]], now: float) -> list[str]:
-        """The jobs whose limit is over, given (job id, limit in seconds) of all that wait now."""
-        limits = dict(waiting)
-        self._since = {job_id: self._since.get(job_id, now) for job_id in limits}
-        return [job_id for job_id, since in self._since.items() if now - since >= limits[job_id]]
+    def look(self, waiting: Mapping[K, float], now: float) -> list[K]:
+        """The waits whose limit is over, given the limits in seconds of all waits there are now."""
+        self._since = {wait: self._since.get(wait, now) for wait in waiting}
+        return [wait for wait, since in self._since.items() if now - since >= waiting[wait]]

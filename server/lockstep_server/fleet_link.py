@@ -63,6 +63,7 @@ class FleetLink:
 
     def __init__(self) -> None:
         self.resources: training_pb2.FleetResources | None = None  # None until the fleet has told them
+        self.num_attached = 0  # fleets so far
         self._attachment: Attachment | None = None
         self._orders = training_pb2.FleetOrders()
 
@@ -77,6 +78,7 @@ class FleetLink:
             self._attachment.replaced = True
             self._attachment.close()
         self.resources = None
+        self.num_attached += 1
         self._attachment = Attachment()
         return self._attachment
 

@@ -64,6 +64,7 @@ class Housekeeping:
         now = self._monotonic()
         self._seen(self._clock())
         await self._journal.try_flush()
+        self._scheduler.check_storage()
         self._scheduler.check_deadlines()
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_S

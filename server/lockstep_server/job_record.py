@@ -10,7 +10,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from lockstep_proto.v1 import service_pb2
 from lockstep_proto.v1.job_pb2 import JobSpec
-from lockstep_server.lifecycle import ENDED, State, check_move
+from lockstep_server.checkpoints import Origin
+from lockstep_server.lifecycle import ENDED, State, Wish, check_move, name
+from lockstep_server.records import Outcome
 from lockstep_server.store import StoredJob
 
 if TYPE_CHECKING:
@@ -79,6 +81,16 @@ class JobRecord:
         named = (self.spec.data.upload, self.spec.validation.upload, self.spec.start_from.model)
         return {upload_id for upload_id in named if upload_id}
 
+    @property
+    def origin(self) -> Origin:
+        """What its checkpoints say of it."""
+        return Origin(
+            job_id=self.id,
+            spec=self.spec,
+            data_fingerprint=self.job.data_fingerprint,
+            validation_fingerprint=self.job.validation_fingerprint,
+        )
+
     def stored(self) -> StoredJob:
         """The row to be written: a copy, since the writer is another thread."""
         job = service_pb2.Job()
@@ -133,10 +145,27 @@ class JobRecord:
         job.ClearField("remaining_s")
         if run.remaining_s is not None:
             job.remaining_s = run.remaining_s
-        for name, value in run.measures.latest.items():  # what it has yet to measure stays as an earlier run left it
-            setattr(job, name, value)
+        for (
+            quantity,
+            value,
+        ) in run.measures.latest.items():  # what is yet to be measured stays as an earlier run left it
+            setattr(job, quantity, value)
         if run.numerics is not None:
             job.numerics.CopyFrom(run.numerics)
+
+    def conclude(self, outcome: Outcome, time: float) -> str:
+        """Go to the state of an outcome; returns what people are told of it. Raises IllegalTransitionError."""
+        job = self.job
+        job.phase = name(outcome.state)
+        job.message = outcome.message if outcome.state in ENDED else ""
+        job.error_type = outcome.error_type
+        job.stop_reason = outcome.stop_reason
+        if outcome.state in ENDED or self.wish == Wish.PAUSE:
+            self.wish = Wish.NONE
+        self.rest()
+        self.move(outcome.state, time)
+        words = f"{name(outcome.state)} at step {job.step}"
+        return f"{words}: {job.message}" if job.message else words
 
     def rest(self) -> None:
         """Nothing computes for it any more."""

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from lockstep_proto import failpoints
 from lockstep_proto.v1 import service_pb2
-from lockstep_server.errors import DiskFullError, StorageError
+from lockstep_server.errors import DiskFullError, ServerError, StorageError
 from lockstep_server.records import EpochRecord, StepRecord
 from lockstep_server.store import Batch, Store, StoredJob
 
@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 HISTORY_PIECE = 50_000  # steps and epochs in one piece, which then has 4 MB at the most
 LEDGER_PIECE = 5_000  # digests in one piece, which then has 4 MB at the most
+MAX_KEPT_ROWS = 200_000  # 100 MB or so: two minutes of a tiny network's steps, two days of a large one's
 MAX_ROWS = 20_000  # flushed before its time: about what a second of a tiny network's steps makes at the most
 
 
@@ -34,6 +35,7 @@ class Journal:
         self._batch = Batch()
         self._writing = asyncio.Lock()  # else rows of a failed flush could be written over newer ones
         self._early: asyncio.Task[None] | None = None
+        self.trouble = ""  # why rows cannot be written now
 
     def job(self, row: StoredJob) -> None:
         """The job as it stands."""
@@ -65,18 +67,25 @@ class Journal:
             try:
                 if batch:
                     await self._do(lambda: self._store.write(batch))
-            except BaseException:
+                    self._untroubled()
+            except BaseException as error:
                 self._batch = batch.under(self._batch)
+                if isinstance(error, ServerError):
+                    self._troubled(str(error))
                 raise
 
     async def try_flush(self) -> bool:
-        """Flush; a disk that cannot be written now is logged, and the rows are kept for the next flush."""
+        """Flush; rows that cannot be written now are kept for the next flush."""
         try:
             await self.flush()
-        except (DiskFullError, StorageError) as error:
-            log.warning("%s", error)
+        except (DiskFullError, StorageError):
             return False
         return True
+
+    @property
+    def overfull(self) -> bool:
+        """Whether more rows wait to be written than should be in memory."""
+        return bool(self.trouble) and len(self._batch) > MAX_KEPT_ROWS
 
     async def events(self, job_id: str) -> list[service_pb2.Event]:
         """The events of a job, those that could not be written yet included."""
@@ -121,6 +130,16 @@ class Journal:
         await self.try_flush()  # what the disk does not take is computed again
         await self._do(self._store.close)
         self._thread.shutdown()
+
+    def _troubled(self, message: str) -> None:
+        if not self.trouble:  # said once
+            log.warning("%s; rows are kept in memory until it can", message)
+        self.trouble = message
+
+    def _untroubled(self) -> None:
+        if self.trouble:
+            log.info("the database can be written again")
+        self.trouble = ""
 
     async def _flush_early(self) -> None:
         await self.try_flush()

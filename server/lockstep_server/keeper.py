@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from lockstep_proto.layout import Layout, digest
-from lockstep_server.checkpoints import Checkpoint, Origin
+from lockstep_server.checkpoints import Checkpoint
 from lockstep_server.errors import DiskFullError, StorageError
 from lockstep_server.job_files import JobFiles
+from lockstep_server.job_record import JobRecord
 from lockstep_server.journal import Journal
 from lockstep_server.ledger import LedgerWriter
 from lockstep_server.records import KeptVersion
@@ -37,7 +38,7 @@ class Keeper:
 
     def __init__(
         self,
-        origin: Callable[[], Origin],
+        record: JobRecord,
         files: JobFiles,
         journal: Journal,
         *,
@@ -46,7 +47,7 @@ class Keeper:
         written: Callable[[float, int], None],
         ledger: LedgerWriter,
     ) -> None:
-        self._origin = origin
+        self._record = record
         self._files = files
         self._journal = journal
         self._warn = warn
@@ -98,31 +99,39 @@ class Keeper:
         """Return when nothing is being kept any more."""
         await asyncio.gather(*self._tasks)
 
-    async def record(self, checkpoint: Checkpoint) -> str:
+    async def note(self, checkpoint: Checkpoint) -> str:
         """Record the digest of a version that no run tells of; returns it."""
-        layout = Layout.from_spec(self._origin().spec)
+        layout = Layout.from_spec(self._record.spec)
         found = await asyncio.to_thread(digest, layout, checkpoint.parameters)
         ends_epoch = checkpoint.step_in_epoch == 0 and checkpoint.epoch > 0
         self._ledger.add(checkpoint.version, found, ends_epoch=ends_epoch)
         return found
 
-    async def save(self, checkpoint: Checkpoint, *, models: bool, patience_s: float) -> str:
+    async def save(self, checkpoint: Checkpoint, *, models: bool, patience_s: float | None = None) -> str:
         """Keep the last version: its digest, which is returned, its checkpoint and, if wanted, the models.
 
-        What the disk refuses is tried again until `patience_s` is over. Raises DiskFullError or StorageError if the
-        models cannot be saved; a checkpoint that cannot be written is warned of.
+        What the disk refuses is tried again until `patience_s` (default SAVE_PATIENCE_S) is over. A checkpoint that
+        cannot be written then is warned of. Raises DiskFullError or StorageError if the models cannot be saved.
         """
-        deadline = asyncio.get_running_loop().time() + patience_s
+        deadline = asyncio.get_running_loop().time() + (SAVE_PATIENCE_S if patience_s is None else patience_s)
         await self.settled()
-        found = await self.record(checkpoint)
+        found = await self.note(checkpoint)
         try:
             await self._patiently(lambda: self._write(checkpoint, found), deadline)
         except (DiskFullError, StorageError) as error:
             self._warn(f"{error}; there is no checkpoint of the last version, {checkpoint.version}")
         if models:
-            spec = self._origin().spec
+            spec = self._record.spec
             await self._patiently(lambda: asyncio.to_thread(self._files.write_models, spec, checkpoint), deadline)
         return found
+
+    def way_out(self, error: Exception) -> str:
+        """Say what a person can do about models that could not be saved."""
+        words = f"{error}; the model could not be saved for {SAVE_PATIENCE_S:g} s: "
+        if self.version < 0:
+            return words + "submit the job again"
+        again = f'start_from = {{job = "{self._record.id}"}}'
+        return words + f"to go on from its checkpoint of version {self.version}, submit it with {again}"
 
     async def _patiently(self, write: Callable[[], Awaitable[None]], deadline: float) -> None:
         loop = asyncio.get_running_loop()
@@ -153,7 +162,7 @@ class Keeper:
             await self._journal.try_flush()  # else the history of steps that will not be repeated could be lost
             begun = time.monotonic()
             write = self._files.write_checkpoint
-            num_bytes = await asyncio.to_thread(write, self._origin(), checkpoint, parameters_digest)
+            num_bytes = await asyncio.to_thread(write, self._record.origin, checkpoint, parameters_digest)
             self._written(time.monotonic() - begun, num_bytes)
             self.version = checkpoint.version
 

@@ -14,6 +14,8 @@ from lockstep_server.errors import StartError
 from lockstep_server.server import Server
 from lockstep_server.settings import Settings, read_arguments
 
+END_S = 27.0  # the end of a server takes no longer; those who start it may kill it after 30 s
+
 log = logging.getLogger(__name__)
 
 
@@ -42,8 +44,21 @@ async def serve(settings: Settings) -> None:
     log.info("serving, grpc=%s http=%s", server.grpc_address, server.http_address)
     await ending.wait()
     log.info("ending")
+    _end_by_force(END_S)
     await server.stop()
     log.info("ended")
+
+
+def _end_by_force(after_s: float) -> None:
+    """End the process after so long, whatever a slow disk still keeps it busy with: files are whole or not there."""
+
+    def end() -> None:
+        log.warning("ended by force after %g s; jobs go on from their last good checkpoints", after_s)
+        os._exit(0)
+
+    timer = threading.Timer(after_s, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _wait_for_parent(loop: asyncio.AbstractEventLoop, ending: asyncio.Event) -> None:

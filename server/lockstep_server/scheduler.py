@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lockstep_proto import failpoints
@@ -12,13 +13,26 @@ from lockstep_server.directory import Directory
 from lockstep_server.fleet_link import Attachment, FleetLink
 from lockstep_server.job_record import JobRecord
 from lockstep_server.lifecycle import State, Wish, name
-from lockstep_server.supervisor import INFO, Supervisor
+from lockstep_server.supervisor import INFO, WARNING, Supervisor
 from lockstep_server.tools import Tools
 
 if TYPE_CHECKING:
     from lockstep_server.run import JobRun
 
 PENDING, RUNNING, PAUSED = State.JOB_STATE_PENDING, State.JOB_STATE_RUNNING, State.JOB_STATE_PAUSED
+
+
+@dataclass(frozen=True)
+class Wait:
+    """That a job waits: for the cluster or, if a fleet is named by its number, for that to load its data."""
+
+    job_id: str
+    loading_by: int | None
+
+    @property
+    def loading(self) -> bool:
+        """Whether it waits for its data."""
+        return self.loading_by is not None
 
 
 class Scheduler:
@@ -38,7 +52,8 @@ class Scheduler:
         self._monotonic = monotonic
         self._supervisors: dict[str, Supervisor] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._deadlines = Deadlines()
+        self._deadlines: Deadlines[Wait] = Deadlines()
+        self._trouble = ""  # of the database, as it was told
 
     # Jobs
 
@@ -87,12 +102,28 @@ class Scheduler:
         self._count_states()
 
     def check_deadlines(self) -> None:
-        """End the jobs that have waited for workers longer than they allow."""
-        waiting = [(job_id, self._record(job_id).spec.workers.wait_s) for job_id in self._waiting()]
-        for job_id in self._deadlines.look(waiting, self._monotonic()):
-            record = self._record(job_id)
-            message = f"no workers within {record.spec.workers.wait_s:g} s (workers.wait_s): {self._shortage(record)}"
-            self.supervisor(record).fail(service_pb2.ERROR_TYPE_NO_WORKERS, message)
+        """End the jobs that have waited for workers, or for their data, longer than they allow."""
+        waiting = {wait: self._record(wait.job_id).spec.workers.wait_s for wait in self._waiting()}
+        for wait in self._deadlines.look(waiting, self._monotonic()):
+            record = self._record(wait.job_id)
+            within = f"within {record.spec.workers.wait_s:g} s (workers.wait_s)"
+            if wait.loading:
+                message = f"no data {within}: the fleet has told nothing of them; its log may say more"
+                self.supervisor(record).fail(service_pb2.ERROR_TYPE_DATA_UNAVAILABLE, message)
+            else:
+                message = f"no workers {within}: {self._shortage(record)}"
+                self.supervisor(record).fail(service_pb2.ERROR_TYPE_NO_WORKERS, message)
+
+    def check_storage(self) -> None:
+        """Warn of a database that cannot be written, once; end the jobs whose history memory cannot hold any longer."""
+        journal, told = self._tools.journal, self._trouble
+        self._trouble = journal.trouble
+        for supervisor in self._supervisors.values():
+            if journal.overfull:
+                message = f"{journal.trouble}; what waits to be written does not fit into memory any longer"
+                supervisor.fail(service_pb2.ERROR_TYPE_STORAGE, message)
+            elif journal.trouble and not told:
+                supervisor.event(WARNING, f"{journal.trouble}; the job goes on, with its history in memory")
 
     async def halt(self) -> None:
         """Bring all jobs to where a later server takes them up, and let go of them."""
@@ -211,15 +242,16 @@ class Scheduler:
             record.job.phase = phase
             record.touch()
 
-    def _waiting(self) -> list[str]:
-        """Jobs that wait for the cluster; a run looks after its own wait for workers."""
+    def _waiting(self) -> list[Wait]:
+        """What jobs wait for; a run looks after its own wait for workers. A fleet that attaches begins to load anew."""
         head = queue.waits_for_cluster(self._claims())
-        without_fleet = [
-            job_id
+        loading_by = None if self.fleet.resources is None else self.fleet.num_attached
+        for_data = [
+            Wait(job_id, loading_by)
             for job_id, supervisor in self._supervisors.items()
-            if supervisor.waits_for_data and not supervisor.concluding and self.fleet.resources is None
+            if supervisor.waits_for_data and not supervisor.concluding
         ]
-        return without_fleet if head is None else [head, *without_fleet]
+        return for_data if head is None else [Wait(head, None), *for_data]
 
     def _shortage(self, record: JobRecord) -> str:
         if self.fleet.resources is None:

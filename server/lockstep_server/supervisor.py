@@ -9,22 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 from lockstep_proto import failpoints
 from lockstep_proto.v1 import service_pb2, training_pb2
-from lockstep_server.checkpoints import Checkpoint, Origin
+from lockstep_server.checkpoints import Checkpoint
 from lockstep_server.data_change import DATA_FIELDS, data_change
 from lockstep_server.errors import DiskFullError, ServerError, StorageError
 from lockstep_server.forking import Start
 from lockstep_server.job_record import JobRecord
-from lockstep_server.keeper import SAVE_PATIENCE_S, Keeper
+from lockstep_server.keeper import Keeper
 from lockstep_server.ledger import LedgerWriter
-from lockstep_server.lifecycle import ENDED, State, Wish, name
+from lockstep_server.lifecycle import ENDED, State, Wish
 from lockstep_server.records import EpochRecord, KeptVersion, Outcome, StepRecord
 from lockstep_server.taking_up import (
     MAX_REWINDS,
     CannotTakeUpError,
     Rewinds,
     already_over,
-    begin,
-    check_numerics,
+    next_attempt,
     taken_up,
 )
 from lockstep_server.tools import Tools
@@ -52,7 +51,7 @@ class Supervisor:
         warn = functools.partial(self.event, WARNING)
         self._ledger = LedgerWriter(record, tools.journal, warn=warn)
         self._keeper = Keeper(
-            self._origin,
+            record,
             self._files,
             tools.journal,
             warn=warn,
@@ -63,7 +62,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         self._loaded: asyncio.Future[None] = loop.create_future()
         self._outcome: asyncio.Future[Outcome] = loop.create_future()
-        self._rewound: asyncio.Future[Outcome] = loop.create_future()
+        self._rewound: asyncio.Future[tuple[JobRun, str]] = loop.create_future()
         self._concluded = asyncio.Event()
         self._halted = False
         self._start: Checkpoint | None = None  # if there was nothing left to do from there
@@ -174,28 +173,21 @@ class Supervisor:
                 await self._rewind()
 
     async def _take_up(self) -> None:
-        """Begin a further attempt, from the newest checkpoint or from the beginning."""
-        job = self.record.job
-        check_numerics(job, self._tools.numerics)
-        checkpoint = await self._keeper.newest()
-        begun = checkpoint is not None
-        start = (
-            Start(checkpoint)
-            if checkpoint
-            else await asyncio.to_thread(begin, self.record.stored().job, self._files.start, self._tools.uploads.path)
-        )
-        await self._ledger.recall(start.checkpoint.version)
-        job.attempt += 1
-        job.server_numerics.CopyFrom(self._tools.numerics)
-        if not begun:
-            job.start_version = start.checkpoint.version
-            await self._keeper.record(start.checkpoint)
-        self._tools.journal.job(self.record.stored())
-        await self._tools.journal.try_flush()  # no later server may give this number to another attempt
-        failpoints.hit("server.job.attempt_stored")
-        if not self.concluding:
-            self._tell_start(start)
-            self._run(start.checkpoint)
+        """Begin a further attempt."""
+        start = await next_attempt(self.record, self._tools, self._files, self._keeper, self._ledger)
+        if self.concluding or self._halted:
+            return
+        self._tell_start(start)
+        over = already_over(self.record.job, start.checkpoint)
+        if over is not None:
+            self._start = start.checkpoint
+            self.end(over)
+            return
+        self._run(start.checkpoint)
+        if self.record.wish == Wish.STOP:  # asked of a run that has rewound since
+            self.stop()
+        elif self.record.wish == Wish.PAUSE:
+            self.pause()
 
     def _tell_start(self, start: Start) -> None:
         job, version = self.record.job, start.checkpoint.version
@@ -210,11 +202,6 @@ class Supervisor:
 
     def _run(self, start: Checkpoint) -> None:
         job = self.record.job
-        over = already_over(job, start)
-        if over is not None:
-            self._start = start
-            self.end(over)
-            return
         self._rewound = asyncio.get_running_loop().create_future()
         self.run = self._tools.make_run(
             job.id,
@@ -230,10 +217,8 @@ class Supervisor:
 
     async def _rewind(self) -> None:
         """Let go of a run that cannot trust its last step, to go back to the newest checkpoint."""
-        run, message = self.run, self._rewound.result().message
-        assert run is not None
+        run, message = self._rewound.result()
         run.close()
-        self.run = None
         self._reached, self._expelled = run.step, run.expelled
         await self._keeper.settled()
         if self._rewinds.allows(run.step):
@@ -250,24 +235,17 @@ class Supervisor:
             return outcome
         ends = outcome.state in ENDED
         try:
-            digest = await self._keeper.save(checkpoint, models=ends, patience_s=SAVE_PATIENCE_S)
+            digest = await self._keeper.save(checkpoint, models=ends)
         except (DiskFullError, StorageError) as error:
-            if outcome.state != State.JOB_STATE_FAILED:
-                return self._lost(error)
-            self.event(WARNING, str(error))
-            return outcome
+            if outcome.state == State.JOB_STATE_FAILED:
+                self.event(WARNING, str(error))
+                return outcome
+            message = self._keeper.way_out(error)
+            return Outcome(State.JOB_STATE_FAILED, error_type=service_pb2.ERROR_TYPE_STORAGE, message=message)
         self.record.job.step = checkpoint.version
         if ends:
             self.record.job.digest = digest
         return outcome
-
-    def _lost(self, error: Exception) -> Outcome:
-        way_out = "submit it again"
-        if self._keeper.version >= 0:
-            way_out = f"to go on from its checkpoint of version {self._keeper.version}, submit it with "
-            way_out += f'start_from = {{job = "{self.record.id}"}}'
-        message = f"{error}; the model could not be saved for {SAVE_PATIENCE_S:g} s: {way_out}"
-        return Outcome(State.JOB_STATE_FAILED, error_type=service_pb2.ERROR_TYPE_STORAGE, message=message)
 
     def _take_over_defect(self, error: Exception) -> None:
         """Whatever happens, the job does not stay RUNNING for ever."""
@@ -280,37 +258,18 @@ class Supervisor:
         if not self.record.ended:
             self._take_over(Outcome(State.JOB_STATE_FAILED, error_type=kind, message=message))
 
-    def _origin(self) -> Origin:
-        job = self.record.job
-        return Origin(
-            job_id=job.id,
-            spec=job.spec,
-            data_fingerprint=job.data_fingerprint,
-            validation_fingerprint=job.validation_fingerprint,
-        )
-
     def _take_over(self, outcome: Outcome) -> None:
-        record, job = self.record, self.record.job
+        record = self.record
         if self.run is not None:
             record.refresh(self.run)
             self.run.close()
-        job.phase = name(outcome.state)
-        job.message = outcome.message if outcome.state in ENDED else ""
-        job.error_type = outcome.error_type
-        job.stop_reason = outcome.stop_reason
-        record.rest()
-        words = f"{name(outcome.state)} at step {job.step}"
-        self.event(
-            ERROR if outcome.state == State.JOB_STATE_FAILED else INFO,
-            f"{words}: {job.message}" if job.message else words,
-        )
-        if outcome.state in ENDED or record.wish == Wish.PAUSE:
-            record.wish = Wish.NONE
-        record.move(outcome.state, self._tools.clock())
+        words = record.conclude(outcome, self._tools.clock())
+        self.event(ERROR if outcome.state == State.JOB_STATE_FAILED else INFO, words)
         self._tools.journal.job(record.stored())
-        if outcome.state in ENDED:
-            self._tools.uploads.touch(record.uploads)
-            self._files.drop_start()
+        if record.ended:
+            with contextlib.suppress(OSError, ServerError):  # retention does the rest
+                self._tools.uploads.touch(record.uploads)
+                self._files.drop_start()
 
     def _name_phase(self, phase: str) -> None:
         self.record.job.phase = phase
@@ -370,9 +329,13 @@ class Supervisor:
 
     def ended(self, outcome: Outcome) -> None:
         """The training is over, or begins again from its newest checkpoint."""
-        ending = self._rewound if outcome.state == State.JOB_STATE_RUNNING else self._outcome
-        if not (self._halted or self.concluding or ending.done()):
-            ending.set_result(outcome)
+        if self._halted or self.concluding:
+            return
+        if outcome.state != State.JOB_STATE_RUNNING:
+            self._outcome.set_result(outcome)
+        elif self.run is not None:
+            run, self.run = self.run, None  # workers that dial again find the next one
+            self._rewound.set_result((run, outcome.message))
 
 
 async def _first(*events: "asyncio.Future[Any]") -> None:

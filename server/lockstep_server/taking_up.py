@@ -1,12 +1,13 @@
-"""What a job is taken up from when it has no checkpoint of its own, and whether there is anything left to do.
+"""Taking a job up: what it goes on or begins from, and whether there is anything left to do.
 
 What blocks on the disk or takes long for a large network is called in a thread.
 """
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from lockstep_proto import numerics
+from lockstep_proto import failpoints, numerics
 from lockstep_proto.v1 import service_pb2
 from lockstep_proto.v1.numerics_pb2 import NumericsFingerprint
 from lockstep_server import checkpoints, forking
@@ -14,10 +15,15 @@ from lockstep_server.checkpoints import Checkpoint
 from lockstep_server.errors import UploadNotFoundError
 from lockstep_server.forking import Start
 from lockstep_server.initial import initial_parameters
+from lockstep_server.job_files import JobFiles
+from lockstep_server.job_record import JobRecord
+from lockstep_server.keeper import Keeper
+from lockstep_server.ledger import LedgerWriter
 from lockstep_server.lifecycle import State
 from lockstep_server.progress import Plan, Progress, describe_stop, stop_reason
 from lockstep_server.records import Outcome
 from lockstep_server.tensor_files import TensorFileError
+from lockstep_server.tools import Tools
 
 MAX_REWINDS = 5  # to the same steps; a fault that comes back each time is not of the moment
 
@@ -41,6 +47,30 @@ def check_numerics(job: service_pb2.Job, server: NumericsFingerprint) -> None:
             f"the server's numerics differ from those the job began with in {differs}; "
             "start the server as it was, or submit the job again",
         )
+
+
+async def next_attempt(record: JobRecord, tools: Tools, files: JobFiles, keeper: Keeper, ledger: LedgerWriter) -> Start:
+    """Begin a further attempt at a job whose data are loaded: from its newest checkpoint, or from its beginning.
+
+    The number of the attempt is stored on return: no later server gives it to another. Raises CannotTakeUpError.
+    """
+    job = record.job
+    check_numerics(job, tools.numerics)
+    checkpoint = await keeper.newest()
+    if checkpoint is not None:
+        start = Start(checkpoint)
+    else:
+        start = await asyncio.to_thread(begin, record.stored().job, files.start, tools.uploads.path)
+    await ledger.recall(start.checkpoint.version)
+    job.attempt += 1
+    job.server_numerics.CopyFrom(tools.numerics)
+    if checkpoint is None:
+        job.start_version = start.checkpoint.version
+        await keeper.note(start.checkpoint)
+    tools.journal.job(record.stored())
+    await tools.journal.try_flush()
+    failpoints.hit("server.job.attempt_stored")
+    return start
 
 
 def begin(job: service_pb2.Job, start_file: Path, upload: Callable[[str], Path]) -> Start:

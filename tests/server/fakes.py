@@ -88,6 +88,7 @@ class FakeRun:
         self.closed = False
         self.expelled: set[str] = set()
         self.num_written = 0
+        self.ended: list[Outcome] = []
 
     @property
     def phase(self) -> str:
@@ -106,8 +107,10 @@ class FakeRun:
             self.listener.step(record)
 
     def end(self, state: service_pb2.JobState.ValueType | Outcome, **words: Any) -> None:
+        outcome = state if isinstance(state, Outcome) else Outcome(state, **words)
         self.workers.clear()
-        self.listener.ended(state if isinstance(state, Outcome) else Outcome(state, **words))
+        self.ended.append(outcome)
+        self.listener.ended(outcome)
 
     def stop(self) -> None:
         self.asked.append("stop")

@@ -3,12 +3,19 @@
 import asyncio
 import hashlib
 import os
+import sqlite3
 from pathlib import Path
 
+import pytest
+
+from lockstep_proto.v1 import service_pb2
+from lockstep_server import journal as journal_module
 from lockstep_server.directory import Directory
 from lockstep_server.housekeeping import SWEEP_S, remove_orphans
+from lockstep_server.lifecycle import State
 from lockstep_server.settings import DAY_S
-from tests.server.fakes import Bench, bench, make_spec
+from lockstep_server.store import Batch
+from tests.server.fakes import Bench, bench, digest_of_version, make_spec
 
 
 def put(server: Bench, content: bytes) -> str:
@@ -102,3 +109,46 @@ def test_files_of_jobs_that_are_gone_are_removed_at_the_start(tmp_path: Path) ->
     remove_orphans(tmp_path, Directory())
     assert os.listdir(tmp_path) == []
     remove_orphans(tmp_path / "none", Directory())
+
+
+def test_a_database_that_cannot_be_written_is_warned_of_once_and_ends_jobs_when_memory_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "MAX_KEPT_ROWS", 50)
+
+    def refuse(_: Batch) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    async def scene() -> None:
+        async with bench(tmp_path) as server:
+            server.fleet(1)
+            job_id = await server.submit()
+            run = await server.load(job_id)
+            with monkeypatch.context() as patch:
+                patch.setattr(server.journal._store, "write", refuse)
+                for _ in range(3):
+                    run.train(10)
+                    await server.housekeeping.tick()
+                (warning,) = [event for event in await server.events(job_id) if "disk I/O error" in event]
+                assert warning.endswith("the job goes on, with its history in memory")
+                assert server.jobs.get(job_id).state == State.JOB_STATE_RUNNING
+                run.train(20)
+                await server.housekeeping.tick()
+                job = await server.state(job_id, State.JOB_STATE_FAILED)
+            assert job.error_type == service_pb2.ERROR_TYPE_STORAGE
+            assert "what waits to be written does not fit into memory any longer" in job.message
+            assert job.digest == digest_of_version(50)  # its model could be saved
+            await server.housekeeping.tick()
+            assert list(server.journal._store.history(job_id).steps.step) == list(range(50))
+
+    asyncio.run(scene())
+
+
+def test_the_server_notes_that_it_is_alive(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with bench(tmp_path) as server:
+            server.now += 100
+            await server.housekeeping.tick()
+            assert server.last_seen_s == server.now
+
+    asyncio.run(scene())

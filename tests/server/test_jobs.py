@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from lockstep_server.errors import (
     InvalidSpecError,
     JobNotFoundError,
     ShuttingDownError,
+    StorageError,
 )
 from lockstep_server.job_files import Which
 from lockstep_server.lifecycle import State
@@ -335,3 +337,167 @@ def test_delete_stops_a_running_job_first_even_one_that_does_not_react(tmp_path:
         await server.close()
 
     asyncio.run(life())
+
+
+# What was asked for outlives a server that is killed
+
+
+async def killed(server: Bench) -> None:
+    """The server dies as by kill -9, what was answered being on disk, and another takes its place."""
+    unwritten = server.journal._batch
+    unwritten.jobs.clear()
+    unwritten.events.clear()
+    await server.journal.close()
+    server.open()
+
+
+@pytest.mark.parametrize(("verb", "state"), [("stop", STOPPED), ("pause", PAUSED)])
+def test_an_answered_wish_outlives_the_server(tmp_path: Path, verb: str, state: State.ValueType) -> None:
+    async def life() -> None:
+        server = Bench(tmp_path)
+        server.patience_s = 0.0
+        server.open()
+        server.fleet(1)
+        job_id = await server.submit()
+        run = await server.load(job_id)
+        run.join("w1")
+        run.train(4)
+        await run.keep()
+        assert (await getattr(server.jobs, verb)(job_id)).state == RUNNING  # asked, and answered before it came to it
+        await killed(server)
+        job = await server.state(job_id, state)
+        assert job.step == 4
+        assert job.digest == (digest_of_version(4) if state == STOPPED else "")
+        assert server.directory.find(job_id).wish == ""
+        await server.close()
+
+    asyncio.run(life())
+
+
+def test_a_resume_before_the_pause_has_come_is_not_lost(tmp_path: Path) -> None:
+    async def scene(server: Bench) -> None:
+        server.patience_s = server.jobs._patience_s = 0.0
+        server.fleet(1)
+        job_id = await server.submit()
+        run = await server.load(job_id)
+        run.join("w1")
+        run.train(3)
+        assert (await server.jobs.pause(job_id)).state == RUNNING
+        assert (await server.jobs.resume(job_id)).state == RUNNING
+        run.end(PAUSED)  # the version under way is done
+        while server.runs[job_id] is run:
+            await turn()
+        assert server.runs[job_id].step == 3
+        assert server.jobs.get(job_id).state == RUNNING
+        assert "resumed" in await server.events(job_id)
+
+    play(tmp_path, scene)
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_resume_of_a_pending_pause_outlives_the_server(tmp_path: Path, paused: bool) -> None:
+    async def life() -> None:
+        server = Bench(tmp_path)
+        server.patience_s = 0.0
+        server.open()
+        server.fleet(1)
+        job_id = await server.submit()
+        run = await server.load(job_id)
+        run.join("w1")
+        run.train(3)
+        await run.keep()
+        await server.jobs.pause(job_id)
+        await server.jobs.resume(job_id)
+        if paused:  # killed after the pause had come, before the resume
+            record = server.directory.find(job_id)
+            record.move(PAUSED, server.now)
+            server.journal.job(record.stored())
+            await server.journal.flush()
+        await killed(server)
+        server.fleet(1)
+        again = await server.running(job_id)
+        assert (again.step, again.arguments["attempt"]) == (3, 2)
+        assert server.jobs.get(job_id).state == RUNNING
+        assert server.directory.find(job_id).wish == ""
+        await server.close()
+
+    asyncio.run(life())
+
+
+def test_a_stop_that_follows_a_pause_is_not_lost(tmp_path: Path) -> None:
+    async def scene(server: Bench) -> None:
+        server.jobs._patience_s = 0.0
+        server.fleet(1)
+        job_id = await server.submit()
+        run = await server.load(job_id)
+        run.join("w1")
+        run.train(3)
+        await server.jobs.pause(job_id)
+        await server.jobs.stop(job_id)
+        run.end(PAUSED)  # what it was asked first
+        assert (await server.state(job_id, STOPPED)).digest == digest_of_version(3)
+
+    play(tmp_path, scene)
+
+
+@pytest.mark.parametrize("verb", ["stop", "pause"])
+def test_what_could_not_be_stored_is_not_answered(tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(server: Bench) -> None:
+        server.fleet(1)
+        job_id = await server.submit()
+        await server.load(job_id)
+        with monkeypatch.context() as patch:
+            patch.setattr(server.journal._store, "write", refuse_full)
+            with pytest.raises(DiskFullError):
+                await getattr(server.jobs, verb)(job_id)
+        assert server.jobs.get(job_id).state in (STOPPED, PAUSED)  # done all the same: it may be why it was asked for
+
+    play(tmp_path, scene)
+
+
+# A job that cannot be deleted
+
+
+def refuse_full(_: object) -> None:
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorname = "SQLITE_FULL"
+    raise error
+
+
+def test_a_delete_that_fails_leaves_the_job_where_it_can_be_deleted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(server: Bench) -> None:
+        def refuse(_: str) -> None:
+            raise sqlite3.OperationalError("disk I/O error")
+
+        server.fleet(1)
+        job_id = await server.submit()
+        (await server.load(job_id)).train(3)
+        with monkeypatch.context() as patch:
+            patch.setattr(server.journal._store, "delete", refuse)
+            with pytest.raises(StorageError):
+                await server.jobs.delete(job_id)
+        assert server.jobs.get(job_id).digest == digest_of_version(3)
+        assert server.jobs.model(job_id, Which.WHICH_MODEL_LAST).exists()
+        await server.jobs.delete(job_id)
+        with pytest.raises(JobNotFoundError):
+            server.jobs.get(job_id)
+
+    play(tmp_path, scene)
+
+
+def test_a_full_disk_does_not_keep_anybody_from_making_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(server: Bench) -> None:
+        server.fleet(1)
+        job_id = await server.submit()
+        (await server.load(job_id)).train(3)
+        await server.jobs.stop(job_id)
+        directory, delete = tmp_path / "jobs" / job_id, server.journal._store.delete
+        monkeypatch.setattr(
+            server.journal._store, "delete", lambda one: refuse_full(one) if directory.exists() else delete(one)
+        )
+        assert await server.jobs.delete(job_id) > 0
+        assert server.jobs.list((), 0) == []
+
+    play(tmp_path, scene)

@@ -27,6 +27,11 @@ class FlakyStore(Store):
         super().write(batch)
         self.num_writes += 1
 
+    def delete(self, job_id: str) -> None:
+        if self.error is not None:
+            raise self.error
+        super().delete(job_id)
+
 
 def full() -> sqlite3.Error:
     error = sqlite3.OperationalError("database or disk is full")
@@ -141,6 +146,56 @@ def test_what_was_to_be_written_of_a_deleted_job_is_not(tmp_path: Path) -> None:
         assert store.jobs() == []
 
     play(tmp_path, scene)
+
+
+def test_trouble_is_told_while_it_lasts_and_rows_are_counted_against_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(journal_module, "MAX_KEPT_ROWS", 10)
+
+    async def scene(store: FlakyStore, journal: Journal) -> None:
+        journal.job(row(service_pb2.JOB_STATE_RUNNING))
+        for step in range(20):
+            journal.step("a", step_record(step))
+        assert not journal.overfull  # they have yet to be written
+        store.error = full()
+        for _ in range(3):
+            await journal.try_flush()
+        assert journal.overfull
+        assert "the server's disk is full" in journal.trouble
+        store.error = None
+        await journal.try_flush()
+        assert not journal.overfull
+        assert journal.trouble == ""
+
+    play(tmp_path, scene)
+    assert len([record for record in caplog.records if "rows are kept in memory" in record.message]) == 1
+
+
+def test_a_job_that_cannot_be_deleted_stays_with_what_is_to_be_written_of_it(tmp_path: Path) -> None:
+    async def scene(store: FlakyStore, journal: Journal) -> None:
+        journal.job(row(service_pb2.JOB_STATE_RUNNING))
+        await journal.flush()
+        journal.step("a", step_record(0))
+        store.error = full()
+        with pytest.raises(DiskFullError):
+            await journal.delete("a")
+        store.error = None
+        await journal.flush()
+        assert list(store.history("a").steps.step) == [0]
+
+    play(tmp_path, scene)
+
+
+def test_a_journal_whose_rows_cannot_be_written_still_closes(tmp_path: Path) -> None:
+    async def life() -> None:
+        store = FlakyStore(tmp_path / "db")
+        journal = Journal(store)
+        journal.job(row(service_pb2.JOB_STATE_RUNNING))
+        store.error = full()
+        await journal.close()
+
+    asyncio.run(life())
 
 
 def test_many_rows_are_written_before_their_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

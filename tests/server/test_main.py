@@ -101,6 +101,22 @@ def test_it_says_where_it_serves_and_serves_there(tmp_path: Path) -> None:
         assert "Traceback" not in said
 
 
+def test_an_end_that_a_slow_disk_holds_up_is_forced(tmp_path: Path) -> None:
+    code = (
+        "import sys, threading, time; from lockstep_server import main\n"
+        "main.END_S = 0.2\n"
+        "async def stop(server): threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "main.Server.stop = stop\n"
+        "main.main(sys.argv[1:])"
+    )
+    arguments = ["--state-dir", str(tmp_path), "--port", "0", "--http-port", "0"]
+    command = [sys.executable, "-c", code, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert "ended by force after 0.2 s" in end(process)
+
+
 def load_data(channel: grpc.Channel) -> service_pb2.Job:
     """Submits a job and plays the fleet for it, until the job waits for workers."""
     stub = service_pb2_grpc.JobServiceStub(channel)

@@ -116,7 +116,7 @@ def test_a_running_job_whose_fleet_stays_away_before_its_data_are_loaded_fails(t
         server.fleet(1)
         job_id = await server.submit(workers__wait_s=60.0)
         server.scheduler.check_deadlines()
-        server.now += 1000  # loading takes its time
+        server.now += 59  # loading takes its time
         server.scheduler.check_deadlines()
         assert server.attachment is not None
         server.scheduler.detached(server.attachment)
@@ -125,6 +125,28 @@ def test_a_running_job_whose_fleet_stays_away_before_its_data_are_loaded_fails(t
         server.now += 60
         server.scheduler.check_deadlines()
         assert (await server.state(job_id, FAILED)).error_type == service_pb2.ERROR_TYPE_NO_WORKERS
+
+    play(tmp_path, scene)
+
+
+def test_data_that_nothing_is_heard_of_end_the_job_and_a_new_fleet_begins_anew(tmp_path: Path) -> None:
+    async def scene(server: Bench) -> None:
+        server.fleet(1)
+        job_id = await server.submit(workers__wait_s=60.0)
+        server.scheduler.check_deadlines()
+        server.now += 59
+        server.scheduler.check_deadlines()
+        server.attachment = None
+        server.fleet(1)  # another one, which loads from the start
+        server.scheduler.check_deadlines()
+        server.now += 59
+        server.scheduler.check_deadlines()
+        assert server.jobs.get(job_id).state == RUNNING
+        server.now += 1
+        server.scheduler.check_deadlines()
+        job = await server.state(job_id, FAILED)
+        assert job.error_type == service_pb2.ERROR_TYPE_DATA_UNAVAILABLE
+        assert job.message.startswith("no data within 60 s (workers.wait_s)")
 
     play(tmp_path, scene)
 

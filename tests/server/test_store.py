@@ -217,3 +217,12 @@ def test_a_state_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StartError, match=f"the state directory {tmp_path}/file/state cannot be used"):
         StateDir(tmp_path / "file" / "state")
+
+
+def test_a_state_directory_knows_when_a_server_was_last_alive(tmp_path: Path) -> None:
+    state = StateDir(tmp_path)
+    state.seen(1_000_000.25)
+    state.close()
+    state = StateDir(tmp_path)
+    assert state.last_seen_s == 1_000_000.25
+    state.close()

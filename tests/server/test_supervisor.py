@@ -11,13 +11,24 @@ import pytest
 
 from lockstep_proto.v1 import job_pb2, service_pb2, training_pb2
 from lockstep_proto.v1.numerics_pb2 import NumericsFingerprint
-from lockstep_server import checkpoints, keeper, supervisor
+from lockstep_server import checkpoints, keeper
 from lockstep_server.errors import (
     NoModelError,
 )
 from lockstep_server.job_files import Which
 from lockstep_server.lifecycle import State
-from tests.server.fakes import FINGERPRINT, NUM_PARAMETERS, Bench, digest_of_version, make_spec, play, turn, whole
+from lockstep_server.records import Outcome
+from tests.server.fakes import (
+    FINGERPRINT,
+    NUM_PARAMETERS,
+    Bench,
+    FakeRun,
+    digest_of_version,
+    make_spec,
+    play,
+    turn,
+    whole,
+)
 
 PENDING, RUNNING, PAUSED = State.JOB_STATE_PENDING, State.JOB_STATE_RUNNING, State.JOB_STATE_PAUSED
 SUCCEEDED, FAILED, STOPPED = State.JOB_STATE_SUCCEEDED, State.JOB_STATE_FAILED, State.JOB_STATE_STOPPED
@@ -143,7 +154,7 @@ def test_a_failed_job_keeps_its_last_good_model(tmp_path: Path) -> None:
 
 
 def test_a_job_whose_model_the_disk_does_not_take_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "SAVE_PATIENCE_S", 0.05)
+    monkeypatch.setattr(keeper, "SAVE_PATIENCE_S", 0.05)
     monkeypatch.setattr(keeper, "RETRY_S", 0.01)
 
     async def scene(server: Bench) -> None:
@@ -432,5 +443,169 @@ def test_a_given_model_of_another_shape_fails_the_job(tmp_path: Path) -> None:
         job = await server.state(job_id, FAILED)
         assert job.error_type == service_pb2.ERROR_TYPE_DATA_INVALID
         assert "start_from.model cannot be used" in job.message
+
+    play(tmp_path, scene)
+
+
+# Rewinds
+
+
+AGAIN = Outcome(RUNNING, message="step 5, node [0, 2), layer 3: copies differ")
+
+
+async def next_run(server: Bench, run: FakeRun) -> FakeRun:
+    while server.runs[run.job_id] is run:
+        await turn()
+    return server.runs[run.job_id]
+
+
+def test_a_run_that_rewinds_is_taken_up_at_once_from_its_newest_checkpoint(tmp_path: Path) -> None:
+    async def scene(server: Bench) -> None:
+        server.fleet(1)
+        run = await server.load(await server.submit())
+        run.join("w1")
+        run.train(3)
+        await run.keep()
+        run.train(2)
+        run.expelled.add("w1")
+        run.end(AGAIN)
+        assert server.scheduler.run(run.job_id) is None  # workers that dial again do not find it
+        assert server.orders() == {run.job_id: 1}
+        again = await next_run(server, run)
+        assert run.closed
+        assert (again.step, again.arguments["attempt"]) == (3, 2)
+        assert again.arguments["expelled"] == {"w1"}
+        events = await server.events(run.job_id)
+        assert events[-2:] == [
+            "rewinds: step 5, node [0, 2), layer 3: copies differ",
+            "taken up at version 3 (attempt 2), which had reached 5",
+        ]
+        assert server.jobs.get(run.job_id).state == RUNNING
+
+    play(tmp_path, scene)
+
+
+def test_rewinds_that_lead_nowhere_end_the_job(tmp_path: Path) -> None:
+    async def scene(server: Bench) -> None:
+        server.fleet(1)
+        run = await server.load(await server.submit())
+        run.train(5)
+        for _ in range(5):
+            run.end(AGAIN)
+            run = await next_run(server, run)
+            run.train(5)
+        run.train(1)  # beyond the furthest: it may rewind as often again
+        for _ in range(5):
+            run.end(AGAIN)
+            run = await next_run(server, run)
+            run.train(6)
+        run.end(AGAIN)
+        job = await server.state(run.job_id, FAILED)
+        assert job.error_type == service_pb2.ERROR_TYPE_CORRUPTION
+        assert job.message == f"{AGAIN.message}; the job has rewound 5 times without getting beyond step 6"
+
+    play(tmp_path, scene)
+
+
+def test_a_pause_asked_of_a_run_that_rewinds_is_not_lost(tmp_path: Path) -> None:
+    async def scene(server: Bench) -> None:
+        server.jobs._patience_s = 0.0
+        server.fleet(1)
+        run = await server.load(await server.submit())
+        run.join("w1")
+        run.train(2)
+        await run.keep()
+        await server.jobs.pause(run.job_id)
+        run.end(AGAIN)
+        assert (await server.state(run.job_id, PAUSED)).step == 2
+
+    play(tmp_path, scene)
+
+
+# Ends that a crash interrupts
+
+
+@pytest.mark.parametrize("models", [False, True])
+def test_a_server_killed_while_it_saves_the_end_ends_the_job_from_its_last_version(
+    tmp_path: Path, models: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def life() -> None:
+        server = Bench(tmp_path)
+        server.open()
+        server.fleet(1)
+        job_id = await server.submit(epochs=4)
+        run = await server.load(job_id)
+        run.train(2)
+        await run.keep()
+        run.train(2)
+        files = server.files(job_id)
+        files.write_checkpoint(server.directory.find(job_id).origin, run.checkpoint(), digest_of_version(4))
+        if models:
+            files.write_models(run.spec, run.checkpoint())
+        await server.journal.close()  # killed, with the last version on disk and the job RUNNING
+        server.open()
+        job = await server.state(job_id, SUCCEEDED)
+        assert (job.step, job.digest) == (4, digest_of_version(4))
+        assert (job.stop_reason, job.message) == (service_pb2.STOP_REASON_EPOCHS, "all 4 epochs are done")
+        assert server.runs[job_id] is run  # there was nothing left to train
+        assert server.jobs.model(job_id, Which.WHICH_MODEL_LAST).exists()
+        await server.close()
+
+    asyncio.run(life())
+
+
+def test_an_orderly_end_does_no_step_that_would_have_to_be_done_again(tmp_path: Path) -> None:
+    async def life() -> None:
+        server = Bench(tmp_path)
+        server.open()
+        server.fleet(1)
+        run = await server.load(await server.submit())
+        run.join("w1")
+        run.train(5)
+        await server.close()
+        assert run.ended == [Outcome(RUNNING)]  # no step follows the checkpoint, and workers dial again
+        assert [kept.version for kept in server.files(run.job_id).checkpoints()] == [5]
+        assert server.jobs.get(run.job_id).state == RUNNING
+
+    asyncio.run(life())
+
+
+def test_a_defect_at_the_very_end_does_not_leave_the_job_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError("oops")
+
+    async def scene(server: Bench) -> None:
+        server.fleet(1)
+        job_id = await server.submit()
+        run = await server.load(job_id)
+        monkeypatch.setattr(server.directory.find(job_id), "refresh", broken)
+        run.end(SUCCEEDED)
+        while not server.directory.find(job_id).ended:
+            await turn()
+        assert server.directory.find(job_id).job.message == "a defect in Lockstep: ZeroDivisionError('oops')"
+
+    play(tmp_path, scene)
+    assert "a defect ended the job" in caplog.text
+
+
+def test_a_defect_in_keeping_a_version_is_warned_of_and_the_job_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError("oops")
+
+    async def scene(server: Bench) -> None:
+        server.fleet(1)
+        run = await server.load(await server.submit())
+        run.train(1)
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints, "write", broken)
+            await run.keep()
+        assert "ZeroDivisionError('oops'); the job goes on" in (await server.events(run.job_id))[-1]
+        run.train(1)
+        await run.keep()
+        assert [kept.version for kept in server.files(run.job_id).checkpoints()] == [2]
 
     play(tmp_path, scene)
