@@ -141,4 +141,4 @@ class OneThreadCluster:
 
     @property
     def parameters(self):
-        return self.training.checkpoint().parameters
+        return self.training.update.parameters.flat()

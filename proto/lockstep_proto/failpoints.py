@@ -48,7 +48,7 @@ POINTS: dict[str, str] = {
     "server.checkpoint.begun": "a checkpoint is due, nothing is written",
     "server.checkpoint.written": "a checkpoint is in place, older ones have not been dropped",
     "server.models.begun": "no model is written",
-    "server.models.written": "the models are in place, the checkpoints have not been dropped",
+    "server.models.written": "the models are in place, the end of the job is not on disk",
     "server.file.begun": "a checkpoint's or model's temporary file is open and empty",
     "server.file.half_written": "half of its content is in it",
     "server.file.written": "all of it is, but not synced",

@@ -87,7 +87,7 @@ class Keeper:
             digest = await asyncio.to_thread(kept.parameters.digest)
             self._ledger.add(kept.version, digest, ends_epoch=kept.ends_epoch)
             if kept.checkpoint is not None:
-                await self._write_beside(kept.checkpoint, digest)
+                await self._write_beside(await asyncio.to_thread(kept.checkpoint.checkpoint), digest)
         except Exception as error:  # the training is none the worse for it
             log.exception("a defect in keeping a version")
             self._warn(f"a defect in Lockstep: {error!r}; the job goes on, but version {kept.version} is not kept")

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from lockstep_proto.v1 import service_pb2
-from lockstep_server.checkpoints import Checkpoint
 from lockstep_server.parameters import Parameters
+from lockstep_server.snapshot import Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class KeptVersion:
     version: int
     ends_epoch: bool
     parameters: Parameters
-    checkpoint: Checkpoint | None
+    checkpoint: Snapshot | None
 
 
 @dataclass(frozen=True, slots=True)

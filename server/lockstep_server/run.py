@@ -20,6 +20,7 @@ from lockstep_server.measures import Measures
 from lockstep_server.metrics import Metrics
 from lockstep_server.outbox import Outbox
 from lockstep_server.records import Outcome, RunListener
+from lockstep_server.snapshot import Snapshot
 from lockstep_server.training import Training
 
 log = logging.getLogger(__name__)
@@ -109,13 +110,9 @@ class JobRun:
         """The workers that compute or could; one that was given up does not count, though its stream may drag on."""
         return [info for worker_id, info in self._infos.items() if worker_id in self.training.workers]
 
-    def checkpoint(self) -> Checkpoint:
+    def snapshot(self) -> Snapshot:
         """Return the present version, whole."""
-        return self.training.checkpoint()
-
-    def best(self) -> Array | None:
-        """Return the parameters with the lowest validation loss, None before the first evaluation."""
-        return self.training.best()
+        return self.training.snapshot()
 
     def checkpoint_written(self) -> None:
         """Take note that the checkpoint that was due is on disk, or has failed."""

@@ -18,6 +18,7 @@ from lockstep_server.keeper import Keeper
 from lockstep_server.ledger import LedgerWriter
 from lockstep_server.lifecycle import ENDED, State, Wish
 from lockstep_server.records import EpochRecord, KeptVersion, Outcome, StepRecord
+from lockstep_server.snapshot import Snapshot
 from lockstep_server.taking_up import (
     MAX_REWINDS,
     CannotTakeUpError,
@@ -133,12 +134,15 @@ class Supervisor:
         if self.concluding:
             await self.concluded(HALT_S)
         elif self.run is not None:
-            checkpoint = self.run.checkpoint()
+            snapshot = self.run.snapshot()
             self.run.end(AGAIN)  # no step is done that a later server would have to do again
             self.record.refresh(self.run)
             self._tools.journal.job(self.record.stored())
             with contextlib.suppress(TimeoutError):  # the process ends, and the checkpoint before stays the newest
-                await asyncio.wait_for(self._keeper.save(checkpoint, models=False, patience_s=0.0), HALT_S)
+                await asyncio.wait_for(self._keep_last(snapshot), HALT_S)
+
+    async def _keep_last(self, snapshot: Snapshot) -> None:
+        await self._keeper.save(await asyncio.to_thread(snapshot.checkpoint), models=False, patience_s=0.0)
 
     async def concluded(self, timeout_s: float | None = None) -> bool:
         """Wait until the job has left RUNNING and its files are in order."""
@@ -230,7 +234,10 @@ class Supervisor:
     async def _save(self, outcome: Outcome) -> Outcome:
         failpoints.hit("server.job.saving")
         self._name_phase("saving")
-        checkpoint = self.run.checkpoint() if self.run is not None else self._start or await self._keeper.newest()
+        if self.run is not None:
+            checkpoint: Checkpoint | None = await asyncio.to_thread(self.run.snapshot().checkpoint)
+        else:
+            checkpoint = self._start or await self._keeper.newest()
         if checkpoint is None:
             return outcome
         ends = outcome.state in ENDED

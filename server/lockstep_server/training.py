@@ -29,6 +29,7 @@ from lockstep_server.progress import Plan, Progress, describe_stop, stop_reason
 from lockstep_server.records import KeptVersion, Outcome, StepRecord
 from lockstep_server.reduction import DuplicateValueError, NotANodeError, Reduction, Value
 from lockstep_server.rounds import EVALUATE, EXAMINE, STEP, Kind, Round, check_size
+from lockstep_server.snapshot import Snapshot
 from lockstep_server.update import NotFiniteError, OverflowedError, ParameterUpdate
 from lockstep_server.waiting import Waiting
 from lockstep_server.witnesses import Dispute, Verdict
@@ -69,8 +70,7 @@ class Training:
             num_updates=start.num_updates,
         )
         self.keeping = Keeping(spec.checkpoints, checkpoint_s, start.version, now)
-        self._best: Parameters | None = None
-        self._start_best = start.best
+        self._best: Parameters | Array | None = start.best  # with the lowest validation loss so far
         self.workers = Crew(lease_s, now)
         self.handout = Handout(self.workers, spec.shards, STUCK_S)
         self.arbiter = Arbiter(spec, self.workers, self.handout)
@@ -106,22 +106,18 @@ class Training:
         step = f"step {min(self.version + 1, self.plan.num_steps)} of {self.plan.num_steps}"
         return f"examining {step}" if kind == EXAMINE else step
 
-    def checkpoint(self) -> Checkpoint:
+    def snapshot(self) -> Snapshot:
         """Return the present version, whole, whatever has arrived of the next."""
-        return Checkpoint(
+        return Snapshot(
             version=self.version,
             epoch=self.progress.epoch,
             step_in_epoch=self.progress.step_in_epoch,
-            parameters=self.update.parameters.flat(),
+            parameters=self.update.parameters,
             optimizer_state=self.update.optimizer_state(),
             num_updates=self.update.num_updates,
-            best=self.best(),
+            best=self._best,
             progress=self.progress.to_dict(),
         )
-
-    def best(self) -> Array | None:
-        """Return the parameters with the lowest validation loss so far, None before the first evaluation."""
-        return self._start_best if self._best is None else self._best.flat()
 
     # Events.
 
@@ -271,7 +267,7 @@ class Training:
         if self.progress.evaluation_due or not self.keeping.is_new(self.version):
             return []
         ends_epoch = self.progress.step_in_epoch == 0
-        checkpoint = self.checkpoint() if self.keeping.take_checkpoint(self.version, now) else None
+        checkpoint = self.snapshot() if self.keeping.take_checkpoint(self.version, now) else None
         if not ends_epoch and checkpoint is None:
             return []
         return [Keep(KeptVersion(self.version, ends_epoch, self.update.parameters, checkpoint))]

@@ -67,7 +67,8 @@ class ParameterUpdate:
         self.num_updates = num_updates  # that the optimizer state has seen
         self._optimizer = optimizer_from_spec(spec.optimizer)
         self._state = state or self._optimizer.init(self.layout.num_parameters, self.layout.dtype)
-        self._next_state = {name: np.empty_like(values) for name, values in self._state.items()}
+        self._next_state = _like(self._state)
+        self._state_is_shared = False  # with a checkpoint that is being written
         self._clip_norm = spec.clip_norm if spec.HasField("clip_norm") else None
         ranges = [self.chunking.range(i) for i in range(self.chunking.num_chunks)]
         self._blocks = [_blocks(self.layout, lo, hi) for lo, hi in ranges]  # of each chunk
@@ -135,7 +136,8 @@ class ParameterUpdate:
         if self.measure_layers:
             self.layer_norms = [math.sqrt(squares) for squares in self._layer_squares]
         self.parameters = Parameters(self.layout, [message for message in self.next_messages if message is not None])
-        self._state, self._next_state = self._next_state, self._state
+        spare = _like(self._state) if self._state_is_shared else self._state
+        self._state, self._next_state, self._state_is_shared = self._next_state, spare, False
         self.version += 1
         self.num_updates += 1
         self._begin()
@@ -149,8 +151,9 @@ class ParameterUpdate:
         return norms.total(block for blocks in self._penalties for block in blocks)
 
     def optimizer_state(self) -> State:
-        """Return a copy of the optimizer state of the present version."""
-        return {name: values.copy() for name, values in self._state.items()}
+        """Return the optimizer state of the present version. Its arrays are not written any more."""
+        self._state_is_shared = True
+        return dict(self._state)
 
     def _gradient_of(self, block: _Block) -> Array:
         """Return where the gradient of a block is made: all are kept only where clipping has to wait for the norm."""
@@ -189,6 +192,10 @@ class ParameterUpdate:
 
     def _layer_of(self, block: _Block, finite: Array) -> int:
         return self.layout.layer_of(block.part.start + int(np.argmin(finite)))
+
+
+def _like(state: State) -> State:
+    return {name: np.empty_like(values) for name, values in state.items()}
 
 
 def _blocks(layout: Layout, lo: int, hi: int) -> list[_Block]:

@@ -25,6 +25,7 @@ from lockstep_server.parameters import Parameters
 from lockstep_server.records import EpochRecord, KeptVersion, Outcome, StepRecord
 from lockstep_server.scheduler import Scheduler
 from lockstep_server.settings import Settings
+from lockstep_server.snapshot import Snapshot
 from lockstep_server.store import Store
 from lockstep_server.supervisor import Supervisor
 from lockstep_server.tools import Tools
@@ -121,14 +122,22 @@ class FakeRun:
     def close(self) -> None:
         self.closed = True
 
-    def checkpoint(self) -> Checkpoint:
-        parameters = np.full(NUM_PARAMETERS, self.step, np.float32)
-        return Checkpoint(self.step, 0, self.step, parameters, {}, self.step, self.best_parameters, self.progress)
+    def snapshot(self) -> Snapshot:
+        return Snapshot(
+            version=self.step,
+            epoch=0,
+            step_in_epoch=self.step,
+            parameters=self.parameters(),
+            optimizer_state={},
+            num_updates=self.step,
+            best=self.best_parameters,
+            progress=self.progress,
+        )
 
     async def keep(self, *, ends_epoch: bool = False) -> None:
         """A checkpoint is due; it is done with on return."""
         before = self.num_written
-        self.listener.version(KeptVersion(self.step, ends_epoch, self.parameters(), self.checkpoint()))
+        self.listener.version(KeptVersion(self.step, ends_epoch, self.parameters(), self.snapshot()))
         while self.num_written == before:
             await turn()
 

@@ -186,7 +186,7 @@ def test_a_paused_job_goes_on_from_its_checkpoint_with_the_same_bits():
 
     first = cluster(at_step={4: pause})
     first.join("a")
-    checkpoint = first.run().training.checkpoint()
+    checkpoint = first.run().training.snapshot().checkpoint()
     assert checkpoint.version == 5
     second = cluster(start=checkpoint, attempt=2)
     second.join("b")
@@ -201,7 +201,7 @@ def test_pause_without_workers_acts_at_once_on_the_last_whole_version():
     made.lose("a")
     made.carry(made.training.halt(Outcome(service_pb2.JOB_STATE_PAUSED), made.now))
     assert state(made.outcome) == "PAUSED"
-    second = cluster(start=made.training.checkpoint(), attempt=2)
+    second = cluster(start=made.training.snapshot().checkpoint(), attempt=2)
     second.join("b")
     assert second.run().parameters.tobytes() == trained().parameters.tobytes()
 
@@ -214,7 +214,7 @@ def test_validation_is_evaluated_after_every_epoch_and_the_best_is_kept():
     assert len(made.epochs) == 3
     assert all(math.isfinite(record.validation_loss) for record in made.epochs)
     assert 0 <= made.epochs[-1].validation_accuracy <= 1
-    assert made.training.best() is not None
+    assert made.training.snapshot().best is not None
 
 
 def test_validation_may_have_fewer_rows_than_shards():

@@ -32,3 +32,21 @@ def test_adam_goes_on_counting_where_only_its_state_was_taken_over():
     np.testing.assert_allclose(update.parameters.flat(), w - 0.5 / 4 * unbiased, rtol=1e-14)
     assert (update.version, update.num_updates) == (1, 8)
     assert math.isclose(update.optimizer_state()["m"][0], m[0])
+
+
+def test_what_was_handed_out_is_not_written_any_more():
+    update = ParameterUpdate(SPEC, attempt=1, version=0, parameters=np.ones(3), state=None, num_updates=0)
+
+    def step():
+        update.apply(0, np.ones(3), 1.0)
+        update.commit()
+
+    step()
+    parameters, state = update.parameters, update.optimizer_state()
+    expected = parameters.flat(), {name: values.copy() for name, values in state.items()}
+    for _ in range(3):
+        step()
+    np.testing.assert_array_equal(parameters.flat(), expected[0])
+    for name, values in expected[1].items():
+        np.testing.assert_array_equal(state[name], values)
+        assert not np.array_equal(update.optimizer_state()[name], values)
