@@ -15,7 +15,23 @@ from typing import Any
 
 import pytest
 
+import lockstep
+
 ROOT = Path(__file__).parents[2]
+
+# It has no end of its own within the test; the test ends it, between two versions.
+ENDLESS = {
+    "name": "scaled",
+    "network": {"inputs": 64, "layers": [{"units": 512, "activation": "tanh"}, {"units": 10, "activation": "softmax"}]},
+    "loss": "cross_entropy",
+    "optimizer": {"adam": {"learning_rate": 0.0005}},
+    "batch_size": 1024,
+    "steps": 1_000_000,
+    "shards": 8,
+    "seed": 3,
+    "workers": {"min": 1, "max": 8},
+    "data": {"path": "examples/digits-train.csv", "target": "label"},
+}
 
 
 @dataclass(frozen=True)
@@ -83,6 +99,20 @@ def cluster(request: pytest.FixtureRequest, *services: str, workers: int = 1) ->
             with capture.global_and_fixture_disabled():
                 print(compose("logs", "--no-color", "--tail=60"))
         compose("down", "--volumes", "--remove-orphans", "--timeout=30")
+
+
+def until(client: lockstep.Client, job: lockstep.Job, *, workers: int, beyond: int = -1) -> lockstep.Job:
+    """The job as it was when it first had so many workers, and a step beyond the given one."""
+    seen, said = job, []
+    try:
+        for update in client.watch(job.id, timeout_s=60.0):
+            seen = update.job
+            said += [event.message for event in update.events]
+            if seen.num_workers == workers and seen.step > beyond:
+                return seen
+    except lockstep.WaitTimeoutError:
+        pass
+    raise AssertionError(f"never had {workers} workers beyond step {beyond}: {seen!r} {seen.phase} {said}")
 
 
 def run(*command: str, **environment: str) -> str:

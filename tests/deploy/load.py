@@ -3,7 +3,7 @@
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,11 @@ class Look:
     @property
     def running(self) -> list[lockstep.Job]:
         return [job for job in self.jobs if job.state == lockstep.JobState.RUNNING]
+
+    def only_on(self, containers: Collection[str]) -> frozenset[str]:
+        """The jobs all of whose workers are in the given containers."""
+        elsewhere = {worker.job_id for worker in self.cluster.workers if worker.host not in containers}
+        return frozenset({worker.job_id for worker in self.cluster.workers} - elsewhere)
 
 
 @dataclass

@@ -4,8 +4,8 @@ Steps are known by looks at the jobs, several a second, so a time is exact to th
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +18,17 @@ class Window:
     action: str
     began_s: float
     lifted_s: float
+    whole_s: float
+    bereft: frozenset[str] = frozenset()  # the jobs that it left without any worker
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What a fault cost one job, in seconds: until its next step, and until the cluster was whole."""
+
+    service: str
+    action: str
+    step_s: float
     whole_s: float
 
 
@@ -45,26 +56,36 @@ class Progress:
         """When a job was last seen to have completed a step."""
         return max(self._jobs[job_id].times_s, default=-math.inf)
 
-    def recoveries(self, fault: Window) -> list[float]:
-        """How long each job that a fault met waited for its next completed step, in seconds.
+    def recoveries(self, fault: Window) -> list[Recovery]:
+        """What a fault cost each job that it met."""
+        waits_s = {job_id: self._longest_wait_s(steps.times_s, fault) for job_id, steps in self._jobs.items()}
+        return [
+            Recovery(
+                f"{fault.service}, a job's only one" if job_id in fault.bereft else fault.service,
+                fault.action,
+                wait_s,
+                fault.whole_s - fault.lifted_s,
+            )
+            for job_id, wait_s in waits_s.items()
+            if wait_s is not None
+        ]
 
-        That is the longest wait that the fault can have caused. While a server or a Ray head is held, the jobs cannot
-        be expected to go on: a wait that outlasts the hold counts from when the fault was lifted.
+    def _longest_wait_s(self, times_s: Sequence[float], fault: Window) -> float | None:
+        """Return the longest wait for a step that a fault can have caused; None if the job did not run then.
+
+        While a server or a Ray head is held, the jobs cannot be expected to go on: a wait that outlasts the hold
+        counts from when the fault was lifted.
         """
-        found = []
-        for steps in self._jobs.values():
-            before = [time_s for time_s in steps.times_s if time_s <= fault.began_s]
-            until = [time_s for time_s in steps.times_s if fault.began_s < time_s]
-            waits = [
-                end_s - max(begin_s, fault.lifted_s if self._is_held(fault, end_s) else fault.began_s)
-                for begin_s, end_s in pairwise([*before[-1:], *until])
-                if begin_s < fault.whole_s
-            ]
-            found += [max(waits)] if before and waits else []
-        return found
-
-    def _is_held(self, fault: Window, end_s: float) -> bool:
-        return fault.service != "ray-worker" and end_s > fault.lifted_s
+        before = [time_s for time_s in times_s if time_s <= fault.began_s]
+        after = [time_s for time_s in times_s if time_s > fault.began_s]
+        if not (before and after):
+            return None
+        held = fault.service != "ray-worker"
+        return max(
+            end_s - max(begin_s, fault.lifted_s if held and end_s > fault.lifted_s else fault.began_s)
+            for begin_s, end_s in pairwise([before[-1], *after])
+            if begin_s < fault.whole_s
+        )
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -78,7 +99,6 @@ class Row:
 
     service: str
     action: str
-    faults: int
     jobs: int
     step_p50_s: float
     step_p95_s: float
@@ -86,31 +106,25 @@ class Row:
     whole_p95_s: float
 
 
-def rows(progress: Progress, faults: Iterable[Window]) -> list[Row]:
+def rows(found: Sequence[Recovery]) -> list[Row]:
     """A row for each service, and one for each of its actions."""
-    faults = list(faults)
-    found = []
-    for service in dict.fromkeys(fault.service for fault in faults):
-        ours = [fault for fault in faults if fault.service == service]
-        found.append(_row(progress, service, "all", ours))
-        for action in sorted({fault.action for fault in ours}):
-            found.append(_row(progress, service, action, [fault for fault in ours if fault.action == action]))
-    return [row for row in found if row is not None]
+    kinds = {(one.service, action) for one in found for action in ("", one.action)}
+    return [
+        _row(service, action, [one for one in found if one.service == service and action in ("", one.action)])
+        for service, action in sorted(kinds)
+    ]
 
 
-def _row(progress: Progress, service: str, action: str, faults: Sequence[Window]) -> Row | None:
-    steps = [seconds for fault in faults for seconds in progress.recoveries(fault)]
-    whole = [fault.whole_s - fault.lifted_s for fault in faults]
-    if not steps:
-        return None
-    halves = [round(percentile(values, share), 2) for values in (steps, whole) for share in (0.5, 0.95)]
-    return Row(service, action, len(faults), len(steps), *halves)
+def _row(service: str, action: str, found: Sequence[Recovery]) -> Row:
+    steps, whole = [one.step_s for one in found], [one.whole_s for one in found]
+    times = [round(percentile(values, share), 2) for values in (steps, whole) for share in (0.5, 0.95)]
+    return Row(service, action or "all", len(found), *times)
 
 
 def as_table(found: Sequence[Row]) -> str:
     """The rows as a table in Markdown."""
-    head = ["service", "fault", "faults", "jobs met", "next step: p50", "p95", "all workers: p50", "p95"]
-    cells = [[str(value) for value in asdict(row).values()] for row in found]
+    head = ["service", "fault", "jobs met", "next step: p50", "p95", "all workers: p50", "p95"]
+    cells = [[str(value) for value in astuple(row)] for row in found]
     lines = [head, ["---"] * len(head), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

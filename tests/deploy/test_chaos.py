@@ -14,8 +14,8 @@ import pytest
 
 import lockstep
 from tests.deploy import recovery
-from tests.deploy.compose import ROOT, Compose, cluster
-from tests.deploy.faults import Fault, schedule
+from tests.deploy.compose import ENDLESS, ROOT, Compose, cluster, until
+from tests.deploy.faults import ACTIONS, Fault, schedule
 from tests.deploy.load import Load, Look
 from tests.deploy.recovery import Window
 
@@ -34,21 +34,7 @@ SPECS: dict[str, Any] = {
         "data": DIGITS["data"] | {"upload": str(ROOT / "examples/digits-train.csv")},
         "validation": DIGITS["validation"] | {"upload": str(ROOT / "examples/digits-test.csv")},
     },
-    "wide": {
-        "name": "wide",
-        "network": {
-            "inputs": 64,
-            "layers": [{"units": 512, "activation": "tanh"}, {"units": 10, "activation": "softmax"}],
-        },
-        "loss": "cross_entropy",
-        "optimizer": {"adam": {"learning_rate": 0.0005}},
-        "batch_size": 1024,
-        "steps": 1500,
-        "shards": 8,
-        "seed": 3,
-        "checkpoints": {"every_steps": 100},
-        "data": {"path": "examples/digits-train.csv", "target": "label"},
-    },
+    "wide": ENDLESS | {"name": "wide", "steps": 1500, "checkpoints": {"every_steps": 100}},
 }
 
 
@@ -59,11 +45,16 @@ def compose(request: pytest.FixtureRequest, image: None) -> Iterator[Compose]:
 
 
 @pytest.fixture(scope="module")
-def expected(compose: Compose) -> dict[str, str]:
+def client(compose: Compose) -> Iterator[lockstep.Client]:
+    with lockstep.Client(compose.address) as connected:
+        yield connected
+
+
+@pytest.fixture(scope="module")
+def expected(client: lockstep.Client) -> dict[str, str]:
     """The digests of the jobs, undisturbed."""
-    with lockstep.Client(compose.address) as client:
-        jobs = [client.submit(spec) for spec in SPECS.values()]
-        return {job.name: job.wait(timeout_s=STUCK_S).digest for job in jobs}
+    jobs = [client.submit(spec) for spec in SPECS.values()]
+    return {job.name: job.wait(timeout_s=STUCK_S).digest for job in jobs}
 
 
 def until_whole(load: Load, since_s: float) -> Look:
@@ -99,13 +90,27 @@ def _describe(look: Look | None) -> str:
 
 def play(compose: Compose, load: Load, fault: Fault) -> Window:
     """One fault, from a whole cluster to a whole cluster."""
+    targets = fault.targets(compose)
+    before = load.next_look(time.monotonic(), time.monotonic() + STUCK_S)
+    assert before is not None
     began_s = time.monotonic()
-    lifted_s = fault.play(compose)
-    look = until_whole(load, lifted_s)
-    window = Window(fault.service, fault.action, began_s, lifted_s, look.time_s - STEADY_S)
-    steps = ", ".join(f"{seconds:.2f} s" for seconds in load.progress.recoveries(window))
-    print(f"{fault}: next step after {steps or '-'}; whole after {window.whole_s - lifted_s:.2f} s", flush=True)
+    lifted_s = fault.play(compose, targets)
+    after = until_whole(load, lifted_s)
+    if fault.service == "server" and fault.action == "pause":
+        assert dismissed(before, after) == set(), "a worker was thrown out for the server's own standing still"
+    window = Window(fault.service, fault.action, began_s, lifted_s, after.time_s - STEADY_S, before.only_on(targets))
+    waits = ", ".join(f"{one.step_s:.2f} s ({one.service})" for one in load.progress.recoveries(window))
+    print(f"{fault}: next step after {waits or '-'}; whole after {window.whole_s - lifted_s:.2f} s", flush=True)
     return window
+
+
+def dismissed(before: Look, after: Look) -> set[str]:
+    """The workers that have gone, though their jobs have not ended, and were not shared out anew."""
+    if {job.id for job in before.running} != {job.id for job in after.running}:
+        return set()
+    return {worker.worker_id for worker in before.cluster.workers} - {
+        worker.worker_id for worker in after.cluster.workers
+    }
 
 
 def test_jobs_keep_their_bits_whatever_happens_to_the_containers(
@@ -123,12 +128,31 @@ def test_jobs_keep_their_bits_whatever_happens_to_the_containers(
     jobs = load.jobs.values()
     assert {job.id: (job.state, job.message) for job in jobs if job.state != lockstep.JobState.SUCCEEDED} == {}
     assert {(job.name, job.digest) for job in jobs} == set(expected.items())
-    rows = recovery.rows(load.progress, faults)
-    assert all(row.jobs for row in rows), "a run in which a fault met no job shows nothing"
+    found = [one for fault in faults for one in load.progress.recoveries(fault)]
+    assert {one.action for one in found} == set(ACTIONS), "a fault that met no job shows nothing"
+    rows = recovery.rows(found)
     about = {"seed": seed, "rounds": rounds, "jobs": len(jobs), "attempts": sum(job.attempt for job in jobs)}
     record_property(f"seconds from a fault to the next completed step {about}", recovery.as_table(rows))
     if report := request.config.getoption("chaos_report"):
         Path(report).write_text(json.dumps(recovery.as_json(rows, **about), indent=2) + "\n", "utf-8")
+
+
+def test_a_worker_that_comes_back_after_twenty_seconds_is_refused_and_replaced(
+    compose: Compose, client: lockstep.Client
+) -> None:
+    job = client.submit(ENDLESS)
+    until(client, job, workers=WORKERS, beyond=0)
+    fault = Fault("ray-worker", "disconnect", hold_s=20.0)
+    targets = fault.targets(compose)
+    zombies = {worker.worker_id for worker in client.cluster().workers if worker.host in targets}
+    assert zombies
+    fault.play(compose, targets)
+    seen = until(client, job, workers=WORKERS)
+    seen = until(client, job, workers=WORKERS, beyond=seen.step + 100)
+    assert zombies.isdisjoint(worker.worker_id for worker in client.cluster().workers)
+    job.stop()
+    job.wait(timeout_s=STUCK_S)
+    assert job.digest == client.submit(ENDLESS | {"steps": job.step}).wait(timeout_s=STUCK_S).digest
 
 
 def _wait_for_the_end(load: Load) -> None:

@@ -9,25 +9,11 @@ import pytest
 
 import lockstep
 from lockstep_proto import numerics
-from tests.deploy.compose import ROOT, Compose, cluster, run
+from tests.deploy.compose import ENDLESS, ROOT, Compose, cluster, run, until
 
 SERVICES = ["prometheus", "ray-head", "ray-worker", "server"]
 
 pytestmark = [pytest.mark.docker, pytest.mark.cluster, pytest.mark.timeout(600)]
-
-# It has no end of its own within the test; the test ends it, between two versions.
-ENDLESS = {
-    "name": "scaled",
-    "network": {"inputs": 64, "layers": [{"units": 512, "activation": "tanh"}, {"units": 10, "activation": "softmax"}]},
-    "loss": "cross_entropy",
-    "optimizer": {"adam": {"learning_rate": 0.0005}},
-    "batch_size": 1024,
-    "steps": 1_000_000,
-    "shards": 8,
-    "seed": 3,
-    "workers": {"min": 1, "max": 8},
-    "data": {"path": "examples/digits-train.csv", "target": "label"},
-}
 
 # Kills the process whose command line has the given words; the image has no pkill.
 KILL = """
@@ -40,20 +26,6 @@ for process in pathlib.Path("/proc").glob("[0-9]*"):
     if sys.argv[1] in words and int(process.name) != os.getpid():
         os.kill(int(process.name), signal.SIGKILL)
 """
-
-
-def until(client: lockstep.Client, job: lockstep.Job, *, workers: int, beyond: int = -1) -> lockstep.Job:
-    """The job as it was when it first had so many workers, and a step beyond the given one."""
-    seen, said = job, []
-    try:
-        for update in client.watch(job.id, timeout_s=60.0):
-            seen = update.job
-            said += [event.message for event in update.events]
-            if seen.num_workers == workers and seen.step > beyond:
-                return seen
-    except lockstep.WaitTimeoutError:
-        pass
-    raise AssertionError(f"never had {workers} workers beyond step {beyond}: {seen!r} {seen.phase} {said}")
 
 
 def assert_same_bits(job: lockstep.Job, reference: lockstep.Job) -> None:
