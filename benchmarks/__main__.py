@@ -1,45 +1,83 @@
 """The command line of the benchmarks."""
 
 import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
 
-from benchmarks.networks import CASES, Case
+from benchmarks import data, machine, network, page, server, start, step
+from benchmarks.choices import choice
+from benchmarks.table import Table
+
+
+class Benchmark(Protocol):
+    """What the module of a benchmark has."""
+
+    HELP: str
+    DESCRIPTION: str
+
+    @property
+    def QUICK(self) -> Sequence[str]:
+        """Options that make it as short as can be; its numbers then mean nothing."""
+
+    def add_options(self, parser: argparse.ArgumentParser, /) -> None:
+        """Add its options."""
+
+    def measure(self, options: argparse.Namespace, /) -> list[Table]:
+        """Measure and return the tables."""
+
+
+BENCHMARKS: dict[str, Benchmark] = {"step": step, "server": server, "network": network, "start": start, "data": data}
 
 
 def main() -> None:
-    """Read the command line and measure."""
+    """Read the command line, measure and print."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure Lockstep on this machine. Nothing else should be running on it.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="BENCHMARK")
-    step = commands.add_parser(
-        "step",
-        help="milliseconds of one training step, against the bare numpy computation of the same step",
-        description="Trains on local clusters of two workers with one CPU and of one worker with two, and computes the "
-        "same gradients in bare numpy (two processes, one BLAS thread and half of the batch each, nothing sent). All "
-        "are measured in turns, once a round. Five rounds of all networks take about seven minutes.",
-        epilog="Networks: " + "; ".join(map(str, CASES.values())) + ".",
+    for name, benchmark in BENCHMARKS.items():
+        one = commands.add_parser(name, help=benchmark.HELP, description=benchmark.DESCRIPTION)
+        benchmark.add_options(one)
+        one.set_defaults(run=_run_one, benchmark=benchmark)
+    every = commands.add_parser(
+        "all", help="all of them, as a page", description="Runs the benchmarks, and writes them down."
     )
-    step.add_argument("--only", type=_cases, default=list(CASES.values()), metavar="NAMES", help="such as S,M")
-    step.add_argument("--rounds", type=_rounds, default=5, help="how often each is measured (default 5)")
-    arguments = parser.parse_args()
-
-    from benchmarks import step as step_benchmark  # after the command line: --help needs none of it
-
-    step_benchmark.run(arguments.only, arguments.rounds)
-
-
-def _cases(names: str) -> list[Case]:
-    unknown = [name for name in names.split(",") if name not in CASES]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"no such network: {', '.join(unknown)}; there are {', '.join(CASES)}")
-    return [CASES[name] for name in names.split(",")]
+    every.add_argument(
+        "--only", type=choice("benchmark", {name: name for name in BENCHMARKS}), default=list(BENCHMARKS)
+    )
+    every.add_argument("--quick", action="store_true", help="as short as can be; its numbers mean nothing")
+    every.add_argument(
+        "--markdown", nargs="?", type=Path, const=page.PERFORMANCE, metavar="FILE", help=f"write {page.PERFORMANCE}"
+    )
+    every.set_defaults(run=_run_all)
+    options = parser.parse_args()
+    options.run(options)
 
 
-def _rounds(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return int(text)
+def _run_one(options: argparse.Namespace) -> None:
+    print(machine.describe(), flush=True)
+    for table in options.benchmark.measure(options):
+        print(f"\n{table}")
+
+
+def _run_all(options: argparse.Namespace) -> None:
+    sections = []
+    for name in options.only:
+        print(name, file=sys.stderr, flush=True)
+        benchmark = BENCHMARKS[name]
+        parser = argparse.ArgumentParser()
+        benchmark.add_options(parser)
+        arguments = parser.parse_args(benchmark.QUICK if options.quick else ())
+        sections.append(page.Section(name, benchmark.HELP, benchmark.measure(arguments)))
+    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    if options.markdown is None:
+        print("\n\n".join([machine.describe(), *(str(table) for section in sections for table in section.tables)]))
+    else:
+        options.markdown.write_text(page.performance(command, sections))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The floor: the arithmetic of a step in bare numpy, with nothing sent and nothing updated.
 
-Two processes side by side, one BLAS thread and half of the batch each. No step of two workers can take less.
+Two processes side by side, one BLAS thread and half of the batch each, in one shard or several. No step of two workers
+can take less.
 """
 
 import os
@@ -55,9 +56,10 @@ class Gradient:
                 d *= np.greater(below, 0, out=self._active[l - 1])
 
 
-def measure(case: Case, environment: dict[str, str]) -> float:
+def measure(case: Case, environment: dict[str, str], num_shards: int = NUM_PROCESSES) -> float:
     """Return the milliseconds of a step, the slower process counting."""
-    command = [sys.executable, "-m", "benchmarks.floor", case.name]
+    amount = map(str, (case.batch, num_shards, case.floor_steps))
+    command = [sys.executable, "-m", "benchmarks.floor", case.name, *amount]
     pipe = subprocess.PIPE
     processes = [
         subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=os.environ | environment)
@@ -82,9 +84,8 @@ def _go(process: "subprocess.Popen[str]") -> None:
     process.stdin.flush()
 
 
-def _half(case: Case) -> Gradient:
+def _shard(case: Case, num_rows: int) -> Gradient:
     random = np.random.default_rng(0)
-    num_rows = case.batch // NUM_PROCESSES
     parameters = [
         (random.normal(0, n_in**-0.5, (n_in, n_out)).astype(np.float32), np.zeros(n_out, np.float32))
         for n_in, n_out in zip(case.sizes, case.sizes[1:], strict=False)
@@ -95,15 +96,20 @@ def _half(case: Case) -> Gradient:
 
 def main() -> None:
     """Be one of the processes: get ready, wait for a line, compute, print the seconds."""
-    case = CASES[sys.argv[1]]
-    half = _half(case)
-    for _ in range(1 + case.floor_steps // WARMUP_SHARE):
-        half.compute()
+    case, (batch, num_shards, num_steps) = CASES[sys.argv[1]], map(int, sys.argv[2:])
+    shard = _shard(case, batch // num_shards)
+
+    def step() -> None:
+        for _ in range(num_shards // NUM_PROCESSES):
+            shard.compute()
+
+    for _ in range(1 + num_steps // WARMUP_SHARE):
+        step()
     print("ready", flush=True)
     sys.stdin.readline()
     begun = time.perf_counter()
-    for _ in range(case.floor_steps):
-        half.compute()
+    for _ in range(num_steps):
+        step()
     print(time.perf_counter() - begun)
 
 

@@ -1,79 +1,102 @@
 """One step of training: the product on a local cluster, against the floor.
 
-A round measures the floor, then a cluster of two workers with one CPU, then one of one worker with two, so that a
-machine that slows down slows down all. A job's number is the wall time of its later epochs, by the server's clock,
-over their steps: updates, transport and the work between two epochs are in it, start and warm-up are not.
+A round measures the floor, then a cluster of two workers with one CPU, then one of one worker with two, each with one
+shard and with four for every CPU. A job's number is the wall time of its later epochs, by the server's clock, over
+their steps: updates, transport and the work between two epochs are in it, start and warm-up are not.
 """
 
-import sys
+import argparse
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 import lockstep
-from benchmarks import floor, machine
-from benchmarks.networks import Case
-from benchmarks.table import Row, Table
+from benchmarks import floor
+from benchmarks.choices import choice, rounds
+from benchmarks.networks import CASES, Case
+from benchmarks.table import Limit, Row, Table
 from lockstep.local import ENVIRONMENT
 
+HELP = "milliseconds of one training step, against the bare numpy computation of the same step"
+DESCRIPTION = (
+    "Trains on local clusters of two workers with one CPU and of one worker with two, and computes the same gradients "
+    "in bare numpy (two processes, one BLAS thread and half of the batch each, nothing sent). All are measured in "
+    "turns, once a round. Five rounds of all networks take about twenty minutes. Networks: "
+    + "; ".join(map(str, CASES.values()))
+    + "."
+)
+QUICK = ("--only", "S", "--rounds", "1")
 CLUSTERS = ((2, 1), (1, 2))  # workers, CPUs of each
+NUM_CPUS = 2
+SHARDS = (NUM_CPUS, 4 * NUM_CPUS)
+FOUR_TIMES = Limit(1.1, of_ratio=True)  # what more shards may cost
 
 
-def run(cases: list[Case], rounds: int) -> None:
-    """Measure and print."""
-    print(machine.describe(), flush=True)
-    tables = {case: _table(case) for case in cases}
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
+    parser.add_argument("--only", type=choice("network", CASES), default=list(CASES.values()), metavar="S,M,L,C")
+    rounds(parser)
+
+
+def measure(options: argparse.Namespace) -> list[Table]:
+    """Measure and return the tables: for every network one, and one of what more shards cost."""
+    cases = {case: Rows(case) for case in options.only}
     with tempfile.TemporaryDirectory(prefix="lockstep-benchmarks-") as directory:
         for case in cases:
             write_data(case, Path(directory))
-        for number in range(1, rounds + 1):
-            print(f"round {number} of {rounds}", file=sys.stderr, flush=True)
-            _measure(tables, Path(directory))
-    for table in tables.values():
-        print(f"\n{table}")
+        for _ in options.rounds:
+            _round(cases, Path(directory))
+    return [table for rows in cases.values() for table in (rows.steps, rows.shards)]
 
 
-def _table(case: Case) -> Table:
-    table = Table(str(case))
-    table.add("bare numpy, 2 processes")
-    for workers, cpus in CLUSTERS:
-        table.add(f"{workers} worker{'s' * (workers > 1)} with {cpus} CPU{'s' * (cpus > 1)}", case.limit_ms)
-    return table
+class Rows:
+    """The tables of one network, and their rows by what they show."""
+
+    def __init__(self, case: Case) -> None:
+        few, many = SHARDS
+        self.steps = Table(str(case), "ms a step")
+        self.floors = {few: self.steps.add("bare numpy, 2 processes")}
+        self.jobs = {(cluster, few): self.steps.add(name_of(cluster), case.limit) for cluster in CLUSTERS}
+        self.shards = Table(
+            f"{case.name} with {many} shards instead of {few}",
+            "ms a step",
+            note=f"Ratios are to the same with {few} shards. A product of fewer rows is slower, in bare numpy too.",
+        )
+        self.floors[many] = self.shards.add("bare numpy, 2 processes", baseline=self.floors[few])
+        for cluster in CLUSTERS:
+            baseline = self.jobs[cluster, few]
+            self.jobs[cluster, many] = self.shards.add(name_of(cluster), FOUR_TIMES, baseline)
 
 
-def _measure(tables: dict[Case, Table], data_root: Path) -> None:
-    for case, table in tables.items():
-        table.rows[0].samples_ms.append(floor.measure(case, ENVIRONMENT))
-    for index, (workers, cpus) in enumerate(CLUSTERS, start=1):
+def name_of(cluster: tuple[int, int]) -> str:
+    """Return a cluster in words."""
+    workers, cpus = cluster
+    return f"{workers} worker{'s' * (workers > 1)} with {cpus} CPU{'s' * (cpus > 1)}"
+
+
+def _round(cases: dict[Case, Rows], data_root: Path) -> None:
+    for case, rows in cases.items():
+        for shards, row in rows.floors.items():
+            row.samples.append(floor.measure(case, ENVIRONMENT, shards))
+    for cluster in CLUSTERS:
+        workers, cpus = cluster
         with lockstep.LocalCluster(workers, cpus_per_worker=cpus, data_root=data_root) as client:
-            for case, table in tables.items():
-                _train(client, case, workers, table.rows[index])
+            for case, rows in cases.items():
+                for shards in SHARDS:
+                    _train(client, case, workers, shards, rows.jobs[cluster, shards])
 
 
-def _train(client: lockstep.Client, case: Case, workers: int, row: Row) -> None:
-    job = client.submit(spec_of(case, workers)).wait()
-    later_s = job.history.epochs["duration_s"][case.warmup_epochs :]
-    row.samples_ms.append(1000 * sum(later_s) / (len(later_s) * case.steps_per_epoch))
+def _train(client: lockstep.Client, case: Case, workers: int, shards: int, row: Row) -> None:
+    job = client.submit(case.spec(workers=workers, shards=shards, data=f"{case.name}.npz")).wait()
+    row.samples.append(ms_a_step(job, case))
     job.delete()
 
 
-def spec_of(case: Case, workers: int) -> dict[str, Any]:
-    """Return the job of a case: two shards, one for each CPU."""
-    *hidden, outputs = case.sizes[1:]
-    layers = [{"units": units, "activation": "relu"} for units in hidden]
-    return {
-        "name": f"benchmark-{case.name}",
-        "network": {"inputs": case.sizes[0], "layers": [*layers, {"units": outputs, "activation": "softmax"}]},
-        "loss": "cross_entropy",
-        "optimizer": {"sgd": {"learning_rate": 0.001, "momentum": 0.9}},
-        "batch_size": case.batch,
-        "epochs": case.warmup_epochs + case.epochs,
-        "shards": 2,
-        "workers": {"min": workers, "max": workers},
-        "data": {"path": f"{case.name}.npz"},
-    }
+def ms_a_step(job: lockstep.Job, case: Case) -> float:
+    """Return the milliseconds of a step of a job that has ended, without its warm-up."""
+    later_s: list[float] = job.history.epochs["duration_s"][case.warmup_epochs :]
+    return 1000 * sum(later_s) / (len(later_s) * case.steps_per_epoch)
 
 
 def write_data(case: Case, directory: Path) -> None:

@@ -41,7 +41,21 @@ def lacks_promtool() -> str:
     return "" if shutil.which("promtool") else "promtool is not installed (Debian: the package prometheus)"
 
 
-NEEDS = {"docker": lacks_docker, "promtool": lacks_promtool}
+@functools.cache
+def lacks_netns() -> str:
+    """Why network namespaces with slow links cannot be made here; empty if they can."""
+    for tool in ("ip", "tc"):
+        if shutil.which(tool) is None:
+            return f"{tool} is not installed (Debian: the package iproute2)"
+    name = f"lockstep-{os.getpid()}-probe"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
+    if made.returncode:
+        return f"no network namespaces: {made.stderr.strip()}"
+    subprocess.run(["ip", "netns", "delete", name], check=True)
+    return ""
+
+
+NEEDS = {"docker": lacks_docker, "netns": lacks_netns, "promtool": lacks_promtool}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,0 +1,78 @@
+"""Processes that a benchmark starts, and what they cost."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from lockstep.local import ENVIRONMENT
+
+END_S = 20.0
+
+
+def launch(module: str, *arguments: object, prefix: Sequence[str] = (), **streams: Any) -> "subprocess.Popen[str]":
+    """Start a module of Python as the product starts its processes; it ends with its standard input, or by itself."""
+    command = [*prefix, sys.executable, "-m", module, *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | ENVIRONMENT, **streams
+    )
+
+
+def line_of(process: "subprocess.Popen[str]") -> str:
+    """Return the next line that a process prints. Raises RuntimeError if it has ended."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise RuntimeError(f"{process.args!r} has ended with {process.wait()}")
+    return line.strip()
+
+
+def end(process: "subprocess.Popen[str]") -> None:
+    """Have a process end, by itself if it will."""
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        process.wait(END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU seconds that a process's threads have used, those of the kernel for them included."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+
+
+def rss_bytes(pid: int) -> int:
+    """Return the memory that a process holds."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
+
+
+class Server:
+    """`lockstep-server` with a state directory of its own, without a fleet."""
+
+    def __init__(
+        self, *, module: str = "lockstep_server.main", host: str = "127.0.0.1", prefix: Sequence[str] = ()
+    ) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="lockstep-benchmarks-")
+        state_dir = Path(self._directory.name) / "state"
+        remote = [] if host == "127.0.0.1" else ["--allow-remote"]
+        place = ["--state-dir", state_dir, "--host", host, "--port", 0, "--http-port", 0, *remote]
+        with (Path(self._directory.name) / "server.log").open("ab") as log:
+            self._process = launch(module, *place, "--exit-with-parent", prefix=prefix, stderr=log)
+        ready = json.loads(line_of(self._process))
+        self.address: str = ready["grpc"]
+        self.pid: int = ready["pid"]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        end(self._process)
+        self._directory.cleanup()
