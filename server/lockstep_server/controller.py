@@ -26,6 +26,7 @@ from lockstep_server.state_dir import StateDir
 from lockstep_server.store import Store
 from lockstep_server.tools import Tools
 from lockstep_server.uploads import Uploads
+from lockstep_server.watchdog import Watchdog
 
 
 class Controller:
@@ -85,13 +86,13 @@ class Controller:
         self._state.close()
 
     def _put_together(self, tools: Tools) -> None:
-        self._scheduler = Scheduler(self._directory, tools, monotonic=self._monotonic)
+        self._scheduler = Scheduler(self._directory, tools)
         self._jobs = Jobs(self._directory, self._scheduler, tools)
         self._housekeeping = Housekeeping(
             self._settings,
             self._directory,
             self._jobs,
-            self._scheduler,
+            Watchdog(self._directory, self._scheduler, self._journal),
             self._journal,
             self._uploads,
             seen=self._state.seen,

@@ -10,9 +10,9 @@ from lockstep_server.directory import Directory
 from lockstep_server.jobs import Jobs
 from lockstep_server.journal import Journal
 from lockstep_server.lifecycle import name
-from lockstep_server.scheduler import Scheduler
 from lockstep_server.settings import Settings
 from lockstep_server.uploads import Uploads
+from lockstep_server.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Housekeeping:
         settings: Settings,
         directory: Directory,
         jobs: Jobs,
-        scheduler: Scheduler,
+        watchdog: Watchdog,
         journal: Journal,
         uploads: Uploads,
         *,
@@ -42,7 +42,7 @@ class Housekeeping:
         self._settings = settings
         self._directory = directory
         self._jobs = jobs
-        self._scheduler = scheduler
+        self._watchdog = watchdog
         self._journal = journal
         self._uploads = uploads
         self._seen = seen
@@ -64,8 +64,7 @@ class Housekeeping:
         now = self._monotonic()
         self._seen(self._clock())
         await self._journal.try_flush()
-        self._scheduler.check_storage()
-        self._scheduler.check_deadlines()
+        self._watchdog.look(now)
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_S
             await self.sweep()

@@ -68,13 +68,12 @@ class JobFiles:
         with storage_errors(f"hold {source}", but=(FileNotFoundError,)):
             self._directory.mkdir(parents=True)
             try:
-                os.link(source, self.start)
-            except OSError as error:
-                if error.errno not in NO_LINKS:
-                    raise
-                shutil.copyfile(source, self.start)
-            sync_directory(self._directory)
-            sync_directory(self._directory.parent)
+                _link(source, self.start)
+                sync_directory(self._directory)
+                sync_directory(self._directory.parent)
+            except OSError:
+                shutil.rmtree(self._directory, ignore_errors=True)
+                raise
 
     def drop_start(self) -> None:
         """Let go of what `hold_start` held: the job has ended. Raises StorageError."""
@@ -134,6 +133,15 @@ class JobFiles:
 
     def _path(self, which: Which.ValueType) -> Path:
         return self._directory / ("best.safetensors" if which == Which.WHICH_MODEL_BEST else "model.safetensors")
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        shutil.copyfile(source, target)
 
 
 def superfluous(found: Sequence[Description], keep: int) -> list[Description]:

@@ -119,6 +119,12 @@ class JobRecord:
         self.touch()
         return event
 
+    def name_phase(self, phase: str) -> None:
+        """Say in words what it is doing."""
+        if self.job.phase != phase:
+            self.job.phase = phase
+            self.touch()
+
     def touch(self) -> None:
         """Wake those who watch; cheap enough for every step."""
         for watcher in self._watchers:

@@ -6,28 +6,17 @@ from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
 
 from lockstep_proto import failpoints
-from lockstep_proto.spec import Violation, check, complete
 from lockstep_proto.v1 import job_pb2, service_pb2
-from lockstep_server.admission import find_source, missing_uploads, settle_start, too_large
 from lockstep_server.checkpoints import Description
 from lockstep_server.directory import Directory
-from lockstep_server.errors import (
-    DiskFullError,
-    IllegalTransitionError,
-    InvalidRequestError,
-    InvalidSpecError,
-    ServerError,
-    ShuttingDownError,
-)
+from lockstep_server.errors import DiskFullError, IllegalTransitionError
 from lockstep_server.job_record import JobRecord, timestamp
 from lockstep_server.lifecycle import State, Wish, name
 from lockstep_server.scheduler import Scheduler
-from lockstep_server.store import StoredJob
-from lockstep_server.supervisor import INFO
+from lockstep_server.submission import Submission
 from lockstep_server.tools import Tools
 from lockstep_server.watch import watch
 
-MAX_REQUEST_ID = 64  # characters
 DEFAULT_LIMIT = 100
 PATIENCE_S = 10.0  # how long stop, pause and resume wait for the version under way; they answer then in any case
 
@@ -47,22 +36,12 @@ class Jobs:
         self._directory = directory
         self._scheduler = scheduler
         self._tools = tools
-        self._make_id = make_id
         self._patience_s = patience_s
-        self._submitting: dict[str, asyncio.Task[JobRecord]] = {}
-        self._closed = False
+        self._submission = Submission(directory, tools, make_id=make_id, entered=scheduler.rearrange)
 
     async def submit(self, request_id: str, spec: job_pb2.JobSpec) -> service_pb2.Job:
         """A new job, or the one that the same request has made before."""
-        if self._closed:
-            raise ShuttingDownError("the server is going down; submit again when it is back")
-        if len(request_id) > MAX_REQUEST_ID:
-            raise InvalidRequestError(f"request_id may have {MAX_REQUEST_ID} characters, got {len(request_id)}")
-        record = self._directory.by_request(request_id)
-        if record is None:
-            # A task of its own: the caller may give up, and the same request may come again meanwhile.
-            record = await asyncio.shield(self._entering(request_id, spec))
-        return self.snapshot(record)
+        return self.snapshot(await self._submission.submit(request_id, spec))
 
     def get(self, job_id: str) -> service_pb2.Job:
         """One job."""
@@ -162,65 +141,7 @@ class Jobs:
 
     def close(self) -> None:
         """Take no new jobs."""
-        self._closed = True
-
-    def _entering(self, request_id: str, spec: job_pb2.JobSpec) -> "asyncio.Task[JobRecord]":
-        task = self._submitting.get(request_id) if request_id else None
-        if task is None:
-            task = asyncio.create_task(self._enter(request_id, spec))
-            self._submitting[request_id or secrets.token_hex(6)] = task
-            task.add_done_callback(self._entered)
-        return task
-
-    def _entered(self, task: "asyncio.Task[JobRecord]") -> None:
-        self._submitting = {key: other for key, other in self._submitting.items() if other is not task}
-
-    async def _enter(self, request_id: str, spec: job_pb2.JobSpec) -> JobRecord:
-        spec = complete(spec)
-        tools = self._tools
-        violations = check(spec) or [*missing_uploads(spec, tools.uploads), *too_large(spec)]
-        if violations:
-            raise InvalidSpecError(violations)
-        failpoints.hit("server.submit.received")
-        job_id = self._make_id()
-        if spec.start_from.job:
-            await self._hold_start(job_id, spec)
-        record = JobRecord(self._new_job(job_id, request_id, spec))
-        tools.journal.job(record.stored())
-        self._event(record, "submitted")
-        try:
-            await tools.journal.flush()
-        except ServerError:
-            tools.journal.drop(record.id)
-            await asyncio.to_thread(tools.files(record.id).delete)
-            raise
-        failpoints.hit("server.submit.stored")
-        self._directory.add(record)
-        tools.uploads.claim(record.uploads)
-        self._scheduler.rearrange()
-        return record
-
-    async def _hold_start(self, job_id: str, spec: job_pb2.JobSpec) -> None:
-        """Settle what the job starts from, and hold it before the job is stored: its source may be deleted any time."""
-        source = find_source(spec, self._directory)
-        tools = self._tools
-        file = await asyncio.to_thread(settle_start, spec, source, tools.files(source.id))
-        try:
-            await asyncio.to_thread(tools.files(job_id).hold_start, file)
-        except FileNotFoundError as error:
-            message = f"job {source.id} has just dropped the checkpoint of version {spec.start_from.version}; try again"
-            raise InvalidSpecError([Violation("start_from.job", message)]) from error
-
-    def _new_job(self, job_id: str, request_id: str, spec: job_pb2.JobSpec) -> StoredJob:
-        job = service_pb2.Job(
-            id=job_id,
-            spec=spec,
-            state=State.JOB_STATE_PENDING,
-            created=timestamp(self._tools.clock()),
-            reproducible=spec.numerics != job_pb2.NUMERICS_ANY,
-            started_from_job=spec.start_from.job,
-        )
-        return StoredJob(place=self._directory.take_place(), request_id=request_id, job=job)
+        self._submission.close()
 
     def _cannot_pause(self, record: JobRecord) -> IllegalTransitionError:
         return IllegalTransitionError(f"job {record.id} is {name(record.state)}; only a running job can be paused")
@@ -255,11 +176,6 @@ class Jobs:
             if not await supervisor.concluded(self._patience_s):
                 return False
         return True
-
-    def _event(self, record: JobRecord, message: str) -> None:
-        event = record.add_event(INFO, message, self._tools.clock())
-        self._tools.journal.event(record.id, event)
-        self._tools.journal.job(record.stored())
 
 
 def _info(told: Description) -> service_pb2.CheckpointInfo:

@@ -1,38 +1,23 @@
-"""Carries out who runs: takes jobs up, orders their workers from the fleet, ends what waited too long."""
+"""Carries out who runs: takes jobs up, and orders their workers from the fleet."""
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lockstep_proto import failpoints
-from lockstep_proto.v1 import service_pb2, training_pb2
+from lockstep_proto.v1 import training_pb2
 from lockstep_server import queue
-from lockstep_server.deadlines import Deadlines
+from lockstep_server.deadlines import Wait
 from lockstep_server.directory import Directory
 from lockstep_server.fleet_link import Attachment, FleetLink
 from lockstep_server.job_record import JobRecord
 from lockstep_server.lifecycle import State, Wish, name
-from lockstep_server.supervisor import INFO, WARNING, Supervisor
+from lockstep_server.supervisor import INFO, Supervisor
 from lockstep_server.tools import Tools
 
 if TYPE_CHECKING:
     from lockstep_server.run import JobRun
 
 PENDING, RUNNING, PAUSED = State.JOB_STATE_PENDING, State.JOB_STATE_RUNNING, State.JOB_STATE_PAUSED
-
-
-@dataclass(frozen=True)
-class Wait:
-    """That a job waits: for the cluster or, if a fleet is named by its number, for that to load its data."""
-
-    job_id: str
-    loading_by: int | None
-
-    @property
-    def loading(self) -> bool:
-        """Whether it waits for its data."""
-        return self.loading_by is not None
 
 
 class Scheduler:
@@ -42,18 +27,13 @@ class Scheduler:
         self,
         directory: Directory,
         tools: Tools,
-        *,
-        monotonic: Callable[[], float],
     ) -> None:
         self.fleet = FleetLink()
         self._directory = directory
         self._tools = tools
         self._metrics = tools.metrics
-        self._monotonic = monotonic
         self._supervisors: dict[str, Supervisor] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._deadlines: Deadlines[Wait] = Deadlines()
-        self._trouble = ""  # of the database, as it was told
 
     # Jobs
 
@@ -101,29 +81,20 @@ class Scheduler:
         self.fleet.push(self._orders(granted))
         self._count_states()
 
-    def check_deadlines(self) -> None:
-        """End the jobs that have waited for workers, or for their data, longer than they allow."""
-        waiting = {wait: self._record(wait.job_id).spec.workers.wait_s for wait in self._waiting()}
-        for wait in self._deadlines.look(waiting, self._monotonic()):
-            record = self._record(wait.job_id)
-            within = f"within {record.spec.workers.wait_s:g} s (workers.wait_s)"
-            if wait.loading:
-                message = f"no data {within}: the fleet has told nothing of them; its log may say more"
-                self.supervisor(record).fail(service_pb2.ERROR_TYPE_DATA_UNAVAILABLE, message)
-            else:
-                message = f"no workers {within}: {self._shortage(record)}"
-                self.supervisor(record).fail(service_pb2.ERROR_TYPE_NO_WORKERS, message)
+    def waits(self) -> list[Wait]:
+        """What jobs wait for; a run looks after its own wait for workers. A fleet that attaches begins to load anew."""
+        head = queue.waits_for_cluster(self._claims())
+        loading_by = None if self.fleet.resources is None else self.fleet.num_attached
+        for_data = [
+            Wait(job_id, loading_by)
+            for job_id, supervisor in self._supervisors.items()
+            if supervisor.waits_for_data and not supervisor.concluding
+        ]
+        return for_data if head is None else [Wait(head, None), *for_data]
 
-    def check_storage(self) -> None:
-        """Warn of a database that cannot be written, once; end the jobs whose history memory cannot hold any longer."""
-        journal, told = self._tools.journal, self._trouble
-        self._trouble = journal.trouble
-        for supervisor in self._supervisors.values():
-            if journal.overfull:
-                message = f"{journal.trouble}; what waits to be written does not fit into memory any longer"
-                supervisor.fail(service_pb2.ERROR_TYPE_STORAGE, message)
-            elif journal.trouble and not told:
-                supervisor.event(WARNING, f"{journal.trouble}; the job goes on, with its history in memory")
+    def supervisors(self) -> list[Supervisor]:
+        """The supervisors of all running jobs."""
+        return list(self._supervisors.values())
 
     async def halt(self) -> None:
         """Bring all jobs to where a later server takes them up, and let go of them."""
@@ -233,31 +204,9 @@ class Scheduler:
         for claim in claims:
             record = self._record(claim.job_id)
             if not claim.running:
-                self._name_phase(record, queue.pending_phase(claims, record.id, self.fleet.worker_slots))
+                record.name_phase(queue.pending_phase(claims, record.id, self.fleet.worker_slots))
             elif self._supervisors[record.id].waits_for_data:
-                self._name_phase(record, "waiting for a fleet" if self.fleet.resources is None else "loading data")
-
-    def _name_phase(self, record: JobRecord, phase: str) -> None:
-        if record.job.phase != phase:
-            record.job.phase = phase
-            record.touch()
-
-    def _waiting(self) -> list[Wait]:
-        """What jobs wait for; a run looks after its own wait for workers. A fleet that attaches begins to load anew."""
-        head = queue.waits_for_cluster(self._claims())
-        loading_by = None if self.fleet.resources is None else self.fleet.num_attached
-        for_data = [
-            Wait(job_id, loading_by)
-            for job_id, supervisor in self._supervisors.items()
-            if supervisor.waits_for_data and not supervisor.concluding
-        ]
-        return for_data if head is None else [Wait(head, None), *for_data]
-
-    def _shortage(self, record: JobRecord) -> str:
-        if self.fleet.resources is None:
-            return "no fleet is attached; start one with lockstep-fleet"
-        slots = self.fleet.resources.worker_slots
-        return f"the cluster has room for {slots}, the job needs {record.spec.workers.min} (workers.min)"
+                record.name_phase("waiting for a fleet" if self.fleet.resources is None else "loading data")
 
     def _count_states(self) -> None:
         states = [name(record.state) for record in self._directory]

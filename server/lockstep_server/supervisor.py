@@ -11,12 +11,12 @@ from lockstep_proto import failpoints
 from lockstep_proto.v1 import service_pb2, training_pb2
 from lockstep_server.checkpoints import Checkpoint
 from lockstep_server.data_change import DATA_FIELDS, data_change
-from lockstep_server.errors import DiskFullError, ServerError, StorageError
+from lockstep_server.ending import Ending
 from lockstep_server.forking import Start
 from lockstep_server.job_record import JobRecord
 from lockstep_server.keeper import Keeper
 from lockstep_server.ledger import LedgerWriter
-from lockstep_server.lifecycle import ENDED, State, Wish
+from lockstep_server.lifecycle import State, Wish
 from lockstep_server.records import EpochRecord, KeptVersion, Outcome, StepRecord
 from lockstep_server.snapshot import Snapshot
 from lockstep_server.taking_up import (
@@ -56,10 +56,11 @@ class Supervisor:
             self._files,
             tools.journal,
             warn=warn,
-            retrying=self._name_phase,
+            retrying=record.name_phase,
             written=functools.partial(tools.metrics.checkpoint, record.id),
             ledger=self._ledger,
         )
+        self._ending = Ending(record, tools, self._files, self._keeper, self.event)
         loop = asyncio.get_running_loop()
         self._loaded: asyncio.Future[None] = loop.create_future()
         self._outcome: asyncio.Future[Outcome] = loop.create_future()
@@ -158,11 +159,13 @@ class Supervisor:
         """Carry the job to where it is not RUNNING."""
         try:
             await self._train()
-            self._take_over(await self._save(await self._outcome))
+            outcome = await self._ending.save(await self._outcome, self.run, self._start)
+            self._ending.conclude(outcome, self.run)
         except Exception as error:
-            self._take_over_defect(error)
+            self.end(self._ending.conclude_defect(error))
         failpoints.hit("server.job.concluded")
         await self._tools.journal.try_flush()
+        await self._ending.let_go()
         self._concluded.set()
 
     async def _train(self) -> None:
@@ -230,57 +233,6 @@ class Supervisor:
         else:
             words = f"{message}; the job has rewound {MAX_REWINDS} times without getting beyond step {run.step}"
             self.fail(service_pb2.ERROR_TYPE_CORRUPTION, words)
-
-    async def _save(self, outcome: Outcome) -> Outcome:
-        failpoints.hit("server.job.saving")
-        self._name_phase("saving")
-        if self.run is not None:
-            checkpoint: Checkpoint | None = await asyncio.to_thread(self.run.snapshot().checkpoint)
-        else:
-            checkpoint = self._start or await self._keeper.newest()
-        if checkpoint is None:
-            return outcome
-        ends = outcome.state in ENDED
-        try:
-            digest = await self._keeper.save(checkpoint, models=ends)
-        except (DiskFullError, StorageError) as error:
-            if outcome.state == State.JOB_STATE_FAILED:
-                self.event(WARNING, str(error))
-                return outcome
-            message = self._keeper.way_out(error)
-            return Outcome(State.JOB_STATE_FAILED, error_type=service_pb2.ERROR_TYPE_STORAGE, message=message)
-        self.record.job.step = checkpoint.version
-        if ends:
-            self.record.job.digest = digest
-        return outcome
-
-    def _take_over_defect(self, error: Exception) -> None:
-        """Whatever happens, the job does not stay RUNNING for ever."""
-        log.error("a defect ended the job", exc_info=error, extra={"job": self.record.id})
-        storage = isinstance(error, ServerError | OSError)
-        message = str(error) if storage else f"a defect in Lockstep: {error!r}"
-        kind = service_pb2.ERROR_TYPE_STORAGE if storage else service_pb2.ERROR_TYPE_INTERNAL
-        self.fail(kind, message)
-        self.run = None  # it may be what is broken
-        if not self.record.ended:
-            self._take_over(Outcome(State.JOB_STATE_FAILED, error_type=kind, message=message))
-
-    def _take_over(self, outcome: Outcome) -> None:
-        record = self.record
-        if self.run is not None:
-            record.refresh(self.run)
-            self.run.close()
-        words = record.conclude(outcome, self._tools.clock())
-        self.event(ERROR if outcome.state == State.JOB_STATE_FAILED else INFO, words)
-        self._tools.journal.job(record.stored())
-        if record.ended:
-            with contextlib.suppress(OSError, ServerError):  # retention does the rest
-                self._tools.uploads.touch(record.uploads)
-                self._files.drop_start()
-
-    def _name_phase(self, phase: str) -> None:
-        self.record.job.phase = phase
-        self.record.touch()
 
     def _ask(self, outcome: Outcome) -> None:
         """Ask the run, which acts between two versions; without workers the last whole version is already there."""

@@ -30,6 +30,7 @@ from lockstep_server.store import Store
 from lockstep_server.supervisor import Supervisor
 from lockstep_server.tools import Tools
 from lockstep_server.uploads import Uploads
+from lockstep_server.watchdog import Watchdog
 
 FINGERPRINT = NumericsFingerprint(numerics_revision=1, numpy_version="2.4")
 NUM_PARAMETERS = 3 * 2 + 2
@@ -191,13 +192,14 @@ class Bench:
             clock=self.clock,
         )
         self.directory = Directory.read(store, away_s=self.now - self.last_seen_s)
-        self.scheduler = Scheduler(self.directory, tools, monotonic=self.clock)
+        self.scheduler = Scheduler(self.directory, tools)
         self.jobs = Jobs(self.directory, self.scheduler, tools, patience_s=self.patience_s)
+        self.watchdog = Watchdog(self.directory, self.scheduler, self.journal)
         self.housekeeping = Housekeeping(
             self.settings,
             self.directory,
             self.jobs,
-            self.scheduler,
+            self.watchdog,
             self.journal,
             self.uploads,
             seen=self.seen,

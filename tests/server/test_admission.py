@@ -175,6 +175,7 @@ def test_a_checkpoint_that_is_dropped_meanwhile_is_refused(tmp_path: Path, monke
         source = await trained(server)
         monkeypatch.setattr(os, "link", gone)
         path, message = await refused(server, starting_from(job=source.job_id))
+        assert os.listdir(tmp_path / "jobs") == [source.job_id]
         assert (path, message.endswith("has just dropped the checkpoint of version 4; try again")) == (
             "start_from.job",
             True,

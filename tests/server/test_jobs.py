@@ -128,7 +128,7 @@ def test_a_long_request_id_is_refused(tmp_path: Path) -> None:
 def test_ids_may_be_shortened_as_long_as_they_are_unique(tmp_path: Path) -> None:
     async def scene(server: Bench) -> None:
         ids = iter(["abcd11110000", "abcd22220000", "ffff00000000"])
-        server.jobs._make_id = lambda: next(ids)
+        server.jobs._submission._make_id = lambda: next(ids)
         for _ in range(3):
             await server.submit()
         assert server.jobs.get("ffff").id == "ffff00000000"

@@ -66,12 +66,12 @@ def test_a_job_that_is_being_saved_needs_no_workers(tmp_path: Path, monkeypatch:
 def test_a_job_that_waits_too_long_for_a_fleet_fails_with_the_cause(tmp_path: Path) -> None:
     async def scene(server: Bench) -> None:
         job_id = await server.submit(workers__wait_s=60.0)
-        server.scheduler.check_deadlines()
+        server.watchdog.look(server.now)
         server.now += 59.9
-        server.scheduler.check_deadlines()
+        server.watchdog.look(server.now)
         assert server.jobs.get(job_id).state == PENDING
         server.now += 0.1
-        server.scheduler.check_deadlines()
+        server.watchdog.look(server.now)
         job = await server.state(job_id, FAILED)
         assert job.error_type == service_pb2.ERROR_TYPE_NO_WORKERS
         assert (
@@ -87,9 +87,9 @@ def test_a_job_larger_than_the_cluster_fails_after_its_limit_and_the_next_goes_o
         server.fleet(1)
         large = await server.submit(workers__min=2, workers__wait_s=60.0)
         small = await server.submit()
-        server.scheduler.check_deadlines()
+        server.watchdog.look(server.now)
         server.now += 60
-        server.scheduler.check_deadlines()
+        server.watchdog.look(server.now)
         job = await server.state(large, FAILED)
         assert "the cluster has room for 1, the job needs 2 (workers.min)" in job.message
         assert server.jobs.get(small).state == RUNNING
@@ -102,9 +102,9 @@ def test_a_job_behind_a_running_one_may_wait_for_ever(tmp_path: Path) -> None:
         server.fleet(1)
         await server.submit()
         second = await server.submit(workers__wait_s=60.0)
-        server.scheduler.check_deadlines()
+        server.watchdog.look(server.now)
         server.now += 1000
-        server.scheduler.check_deadlines()
+        server.watchdog.look(server.now)
         await turn()
         assert server.jobs.get(second).state == PENDING
 
@@ -115,15 +115,15 @@ def test_a_running_job_whose_fleet_stays_away_before_its_data_are_loaded_fails(t
     async def scene(server: Bench) -> None:
         server.fleet(1)
         job_id = await server.submit(workers__wait_s=60.0)
-        server.scheduler.check_deadlines()
+        server.watchdog.look(server.now)
         server.now += 59  # loading takes its time
-        server.scheduler.check_deadlines()
+        server.watchdog.look(server.now)
         assert server.attachment is not None
         server.scheduler.detached(server.attachment)
         assert server.jobs.get(job_id).phase == "waiting for a fleet"
-        server.scheduler.check_deadlines()
+        server.watchdog.look(server.now)
         server.now += 60
-        server.scheduler.check_deadlines()
+        server.watchdog.look(server.now)
         assert (await server.state(job_id, FAILED)).error_type == service_pb2.ERROR_TYPE_NO_WORKERS
 
     play(tmp_path, scene)
@@ -133,17 +133,17 @@ def test_data_that_nothing_is_heard_of_end_the_job_and_a_new_fleet_begins_anew(t
     async def scene(server: Bench) -> None:
         server.fleet(1)
         job_id = await server.submit(workers__wait_s=60.0)
-        server.scheduler.check_deadlines()
+        server.watchdog.look(server.now)
         server.now += 59
-        server.scheduler.check_deadlines()
+        server.watchdog.look(server.now)
         server.attachment = None
         server.fleet(1)  # another one, which loads from the start
-        server.scheduler.check_deadlines()
+        server.watchdog.look(server.now)
         server.now += 59
-        server.scheduler.check_deadlines()
+        server.watchdog.look(server.now)
         assert server.jobs.get(job_id).state == RUNNING
         server.now += 1
-        server.scheduler.check_deadlines()
+        server.watchdog.look(server.now)
         job = await server.state(job_id, FAILED)
         assert job.error_type == service_pb2.ERROR_TYPE_DATA_UNAVAILABLE
         assert job.message.startswith("no data within 60 s (workers.wait_s)")
