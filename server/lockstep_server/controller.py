@@ -58,7 +58,7 @@ class Controller:
             raise
         self._journal = Journal(store)
         self._uploads = Uploads(self._state.uploads, max_bytes=settings.max_upload_bytes, clock=clock)
-        self._directory = Directory.read(store, away_s=max(0.0, clock() - self._state.last_seen_s))
+        self._directory = Directory.read(store, last_seen_s=self._state.last_seen_s, now_s=clock())
         remove_orphans(self._state.jobs, self._directory)
         self._put_together(self._tools())
         self._housekeeper: asyncio.Task[None] | None = None

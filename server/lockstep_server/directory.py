@@ -18,13 +18,17 @@ class Directory:
         self._last_place = 0
 
     @classmethod
-    def read(cls, store: Store, away_s: float) -> "Directory":
-        """The jobs of a store whose server was away for so long."""
+    def read(cls, store: Store, *, last_seen_s: float, now_s: float) -> "Directory":
+        """The jobs of a store whose server was last seen alive then; times in seconds since 1970.
+
+        Further events are numbered from the clock on. A crash takes along the newest events, of which clients have been
+        told: with their numbers given to others, a client that asks for what came after them would miss those.
+        """
         directory, sequences, steps = cls(), store.last_sequences(), store.last_steps()
         for stored in store.jobs():
-            record = JobRecord(stored, sequences.get(stored.job.id, 0))
+            record = JobRecord(stored, max(sequences.get(stored.job.id, 0), int(now_s * 1000)))
             if record.state == State.JOB_STATE_RUNNING:
-                record.absence = Absence(away_s, reached=steps.get(record.id, -1) + 1)
+                record.absence = Absence(max(0.0, now_s - last_seen_s), reached=steps.get(record.id, -1) + 1)
             directory.add(record)
         return directory
 

@@ -33,6 +33,7 @@ class Journal:
         self._store = store
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._batch = Batch()
+        self._under_way = Batch()  # being written now; it goes back into the batch if that fails
         self._writing = asyncio.Lock()  # else rows of a failed flush could be written over newer ones
         self._early: asyncio.Task[None] | None = None
         self.trouble = ""  # why rows cannot be written now
@@ -63,7 +64,8 @@ class Journal:
         """Return when all rows so far are on disk. Raises DiskFullError or StorageError."""
         async with self._writing:
             failpoints.hit("server.journal.flush")
-            batch, self._batch = self._batch, Batch()
+            batch = self._under_way = self._batch
+            self._batch = Batch()
             try:
                 if batch:
                     await self._do(lambda: self._store.write(batch))
@@ -73,6 +75,8 @@ class Journal:
                 if isinstance(error, ServerError):
                     self._troubled(str(error))
                 raise
+            finally:
+                self._under_way = Batch()
 
     async def try_flush(self) -> bool:
         """Flush; rows that cannot be written now are kept for the next flush."""
@@ -90,9 +94,9 @@ class Journal:
     async def events(self, job_id: str) -> list[service_pb2.Event]:
         """The events of a job, those that could not be written yet included."""
         await self.try_flush()
-        stored = await self._do(lambda: self._store.events(job_id))
-        unwritten = {event.sequence: event for (owner, _), event in self._batch.events.items() if owner == job_id}
-        events = {event.sequence: event for event in stored} | unwritten
+        unwritten = self._under_way.under(self._batch).events.items()  # looked at first: it may be written meanwhile
+        events = {event.sequence: event for (owner, _), event in unwritten if owner == job_id}
+        events |= {event.sequence: event for event in await self._do(lambda: self._store.events(job_id))}
         return [events[sequence] for sequence in sorted(events)]
 
     async def history(self, job_id: str) -> AsyncIterator[service_pb2.History]:

@@ -159,7 +159,7 @@ class Keeper:
         async with self._busy:
             if checkpoint.version == self.version:
                 return
-            await self._journal.try_flush()  # else the history of steps that will not be repeated could be lost
+            await self._journal.flush()  # else the history of steps that will not be repeated could be lost
             begun = time.monotonic()
             write = self._files.write_checkpoint
             num_bytes = await asyncio.to_thread(write, self._record.origin, checkpoint, parameters_digest)

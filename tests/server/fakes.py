@@ -191,7 +191,7 @@ class Bench:
             numerics=self.numerics,
             clock=self.clock,
         )
-        self.directory = Directory.read(store, away_s=self.now - self.last_seen_s)
+        self.directory = Directory.read(store, last_seen_s=self.last_seen_s, now_s=self.now)
         self.scheduler = Scheduler(self.directory, tools)
         self.jobs = Jobs(self.directory, self.scheduler, tools, patience_s=self.patience_s)
         self.watchdog = Watchdog(self.directory, self.scheduler, self.journal)

@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -131,6 +132,33 @@ def test_events_can_be_read_while_the_disk_is_full(tmp_path: Path) -> None:
         store.error = full()
         journal.event("a", service_pb2.Event(sequence=2, message="not written"))
         assert [event.message for event in await journal.events("a")] == ["written", "not written"]
+        store.error = None
+
+    play(tmp_path, scene)
+
+
+def test_events_that_are_being_written_are_not_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(store: FlakyStore, journal: Journal) -> None:
+        journal.job(row(service_pb2.JOB_STATE_RUNNING))
+        await journal.flush()
+        store.error = full()
+        journal.event("a", service_pb2.Event(sequence=1, message="told"))
+        begun, goes_on, read = threading.Event(), threading.Event(), store.events
+
+        def slow(job_id: str) -> list[service_pb2.Event]:
+            begun.set()
+            goes_on.wait()
+            return read(job_id)
+
+        monkeypatch.setattr(store, "events", slow)
+        events = asyncio.create_task(journal.events("a"))
+        while not begun.is_set():
+            await turn()
+        flush = asyncio.create_task(journal.try_flush())  # has taken the rows when the reader goes on
+        await turn()
+        goes_on.set()
+        assert [event.message for event in await events] == ["told"]
+        assert not await flush
         store.error = None
 
     play(tmp_path, scene)

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lockstep_server.errors import (
 from lockstep_server.job_files import Which
 from lockstep_server.lifecycle import State
 from lockstep_server.records import Outcome
+from lockstep_server.store import Store
 from tests.server.fakes import (
     FINGERPRINT,
     NUM_PARAMETERS,
@@ -169,6 +171,27 @@ def test_a_job_whose_model_the_disk_does_not_take_fails(tmp_path: Path, monkeypa
         assert "the server's disk is full: cannot save the model" in job.message
         assert f'its checkpoint of version 7, submit it with start_from = {{job = "{job_id}"}}' in job.message
         assert job.digest == ""
+        assert [kept.version for kept in server.files(job_id).checkpoints()] == [7]
+
+    play(tmp_path, scene)
+
+
+def test_there_is_no_checkpoint_of_steps_whose_history_is_not_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    async def scene(server: Bench) -> None:
+        server.fleet(1)
+        job_id = await server.submit()
+        run = await server.load(job_id)
+        run.train(7)
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "write", refuse)
+            await run.keep()
+        assert server.files(job_id).checkpoints() == []
+        await run.keep()
         assert [kept.version for kept in server.files(job_id).checkpoints()] == [7]
 
     play(tmp_path, scene)

@@ -374,7 +374,7 @@ class Event(message.Message):
     SEVERITY_FIELD_NUMBER: builtins.int
     MESSAGE_FIELD_NUMBER: builtins.int
     sequence: builtins.int
-    """Counts up within the job, from 1."""
+    """Counts up within the job, from 1; a larger step where the server was started again."""
     severity: Severity.ValueType
     """How much it matters."""
     message: builtins.str
