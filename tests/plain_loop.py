@@ -30,6 +30,7 @@ class Settings:
 @dataclass
 class Result:
     flat: np.ndarray = None
+    versions: list = field(default_factory=list)  # flat, from version 0 on
     losses: list = field(default_factory=list)
     norms: list = field(default_factory=list)
     validation: list = field(default_factory=list)
@@ -174,6 +175,7 @@ def train(s, x, y, validation=None, weight=None):
     n = None if s.batch is None else s.batch // s.shards
     steps = 1 if n is None else -(-max(map(len, shards)) // n)
     flat, state, result, t = initial(s), {}, Result(), 0
+    result.versions.append(flat)
     for epoch in range(s.epochs):
         orders = [stream(2, s.seed, epoch, i).permutation(len(rows)) for i, rows in enumerate(shards)]
         for k in range(steps):
@@ -196,6 +198,7 @@ def train(s, x, y, validation=None, weight=None):
             if s.clip_norm is not None and result.norms[-1] > s.clip_norm:
                 g = g * s.dtype(s.clip_norm / result.norms[-1])
             flat = update(s, flat, g, state, t)
+            result.versions.append(flat)
             t += 1
         if validation is not None:
             result.validation.append(evaluate(s, flat, *validation))

@@ -1,0 +1,149 @@
+"""One worker: the product's session and engine, on the simulated network, with computations that take their time."""
+
+import asyncio
+import random
+import socket
+from collections.abc import Callable, Sequence
+
+from lockstep_proto import codec
+from lockstep_proto.numerics import fingerprint
+from lockstep_proto.v1 import training_pb2
+from lockstep_worker.engine import Engine
+from lockstep_worker.session import Compute, Dial, Effect, End, Job, Joined, Send, Session
+from tests.simulator import jobs
+from tests.simulator.loop import Loop, Process
+from tests.simulator.network import End as StreamEnd
+from tests.simulator.network import Failure, Network, Stream
+from tests.simulator.rpc import answers
+from tests.simulator.server import ADDRESS
+
+
+class Worker:
+    """A process that computes for one job.
+
+    `joined` is called when the server has welcomed it, `ended` with its error, if it ends by one.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        network: Network,
+        job_id: str,
+        worker_id: str,
+        *,
+        joined: Callable[[], None],
+        ended: Callable[[str | None], None],
+    ) -> None:
+        self.process = Process(loop, worker_id)
+        self.slowness = 1.0  # factor on what its computations take
+        self.num_copies = 0  # so many of the next chunks are sent twice
+        self._loop = loop
+        self._network = network
+        self._random = random.Random(f"{network.seed}/{worker_id}")
+        self._step_s = self._random.uniform(0.1, 0.5)  # for all shards of a job
+        self._joined = joined
+        self._ended = ended
+        self._session = Session(
+            training_pb2.WorkerHello(
+                job_id=job_id, worker_id=worker_id, host=socket.gethostname(), num_cpus=1, numerics=fingerprint()
+            )
+        )
+        self._engine: tuple[Job, Engine] | None = None
+        self.stream: Stream | None = None
+        self.over = False  # it has ended by itself
+
+    def begin(self) -> None:
+        """Dial, unless it has been told to leave already."""
+        self._dial()
+        self.process.start(self._tick())
+
+    def back_to_speed(self) -> None:
+        """Be as fast as before."""
+        self.slowness = 1.0
+
+    def leave(self) -> None:
+        """Leave in order."""
+        self._carry(self._session.leave())
+
+    def _dial(self) -> None:
+        self.process.start(self._exchange())
+
+    async def _exchange(self) -> None:
+        stream = self.stream = self._network.call(self.process, ADDRESS, "Exchange")
+        self._carry(self._session.opened(self._loop.time()))
+        reason = "the server closed the stream"
+        try:
+            async for message in answers(stream):
+                if self.stream is not stream:
+                    return
+                decoded = codec.decode_server_message(message)
+                self._carry(self._session.received(decoded, self._loop.time()))
+        except Failure as failure:
+            reason = failure.details()
+        if self.stream is stream:
+            self._carry(self._session.lost(reason, self._loop.time()))
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(self._session.period_s)
+            self._carry(self._session.tick(self._loop.time()))
+
+    def _carry(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Send(message):
+                    assert self.stream is not None
+                    self.stream.up.send(message)
+                case Joined():
+                    self._joined()
+                case Compute():
+                    assert self.stream is not None
+                    self.process.start(self._compute(effect, self.stream))
+                case Dial(wait_s):
+                    self._hang_up()
+                    self.process.later(wait_s, self._dial)
+                case End(reason, failed):
+                    if self.stream is not None:
+                        self.stream.up.end(StreamEnd())
+                    self.stream = None
+                    self.process.later(0.01, self._end, reason if failed else None)
+
+    def _hang_up(self) -> None:
+        if self.stream is not None:
+            self.stream.cancel()
+            self.stream = None
+
+    def _end(self, error: str | None) -> None:
+        self.over = True
+        self._ended(error)
+        self.process.kill()
+
+    async def _compute(self, computation: Compute, stream: Stream) -> None:
+        messages: list[bytes] = []
+        task = computation.task
+        engine = self._engine_for(computation.job)
+        engine.answer(task, computation.parameters, messages.append, lambda: self._session.superseded(computation))
+        num_shards = sum(hi - lo for lo, hi in task.ranges)
+        for message in messages:
+            share = num_shards / computation.job.spec.shards / len(messages)
+            await asyncio.sleep(self._step_s * self.slowness * share)
+            if self._session.superseded(computation):
+                break
+            stream.up.send(message)
+            if self.num_copies:
+                self.num_copies -= 1
+                stream.up.send(message)
+        self._carry(self._session.computed())
+
+    def _engine_for(self, job: Job) -> Engine:
+        if self._engine is None or self._engine[0] is not job:
+            num_shards = job.spec.shards
+            engine = Engine(
+                job.spec,
+                job.chunk_elements,
+                training=jobs.shards(num_shards, training=True),
+                validation=jobs.shards(num_shards, training=False),
+                num_cpus=1,
+            )
+            self._engine = (job, engine)
+        return self._engine[1]
