@@ -530,7 +530,8 @@ def test_rewinds_that_lead_nowhere_end_the_job(tmp_path: Path) -> None:
     play(tmp_path, scene)
 
 
-def test_a_pause_asked_of_a_run_that_rewinds_is_not_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("verb", "state"), [("pause", PAUSED), ("stop", STOPPED)])
+def test_what_was_asked_of_a_run_that_rewinds_is_not_lost(tmp_path: Path, verb: str, state: State.ValueType) -> None:
     async def scene(server: Bench) -> None:
         server.jobs._patience_s = 0.0
         server.fleet(1)
@@ -538,9 +539,9 @@ def test_a_pause_asked_of_a_run_that_rewinds_is_not_lost(tmp_path: Path) -> None
         run.join("w1")
         run.train(2)
         await run.keep()
-        await server.jobs.pause(run.job_id)
+        await getattr(server.jobs, verb)(run.job_id)
         run.end(AGAIN)
-        assert (await server.state(run.job_id, PAUSED)).step == 2
+        assert (await server.state(run.job_id, state)).step == 2
 
     play(tmp_path, scene)
 
