@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
@@ -17,13 +18,20 @@ from lockstep_proto.v1 import job_pb2, training_pb2
 from lockstep_worker.backprop import Backprop, Batch
 from lockstep_worker.following import Task
 from lockstep_worker.network import Network
-from lockstep_worker.node_sums import Gradient, NodeSums
+from lockstep_worker.node_sums import Emit, Gradient, NodeSums
 from lockstep_worker.order import shard_order
 from lockstep_worker.shard import Shard
 
 Array = npt.NDArray[Any]
-Emit = Callable[[NodeChunk], None]
 _NOTHING = memoryview(b"")
+
+
+@dataclass(frozen=True)
+class Computation:
+    """A task under way. Each share, shard by shard, is gone through in a thread of its own; when all are, `finish`."""
+
+    shares: list[Iterator[None]]
+    finish: Callable[[], None] = lambda: None
 
 
 class Engine:
@@ -57,65 +65,36 @@ class Engine:
         self, task: Task, parameters: Array, send: Callable[[bytes], None], superseded: Callable[[], bool]
     ) -> None:
         """Compute a task, and send each message that comes of it, encoded. Threads may call `send` at the same time."""
-        if task.kind != training_pb2.WORK_KIND_EXAMINE:
-            self.run(task, parameters, lambda chunk: send(codec.encode_node_chunk(chunk)), superseded)
-            return
-        finding = self.examine(task, parameters, superseded)
-        if finding is not None:
-            send(training_pb2.WorkerMessage(finding=finding).SerializeToString())
+        computation = self.begin(task, parameters, send, superseded)
+        mine, *others = computation.shares
+        futures = [self._pool.submit(_go_through, share) for share in others] if self._pool else []
+        _go_through(mine)
+        for future in futures:
+            future.result()
+        computation.finish()
 
-    def run(self, task: Task, parameters: Array, emit: Emit, superseded: Callable[[], bool]) -> None:
-        """Compute a step or an evaluation. Between shards, leave off if it is superseded: then others have done it."""
+    def begin(
+        self, task: Task, parameters: Array, send: Callable[[bytes], None], superseded: Callable[[], bool]
+    ) -> "Computation":
+        """Begin a task. Between shards, it is left off if it is superseded: then others have done it."""
         started = time.perf_counter()
         views = self._layout.views(parameters)
 
-        def send(node: Node, chunk_index: int, sums: Sums, values: Array) -> None:
+        def emit(node: Node, chunk_index: int, sums: Sums, values: Array) -> None:
             data = values.data if values.size else _NOTHING
-            emit(NodeChunk(task.attempt, task.version, node, chunk_index, sums, time.perf_counter() - started, data))
+            compute_s = time.perf_counter() - started
+            chunk = NodeChunk(task.attempt, task.version, node, chunk_index, sums, compute_s, data)
+            send(codec.encode_node_chunk(chunk))
 
+        if task.kind == training_pb2.WORK_KIND_EXAMINE:
+            return self._examine(task, views, send, superseded)
         shards = _Handout(_shards(task), superseded)
         if task.kind == training_pb2.WORK_KIND_EVALUATE:
-            self._evaluate(task, views, shards, send)
-        else:
-            self._node_sums.begin(task.ranges, send)
-            self._side_by_side(lambda backprop: self._gradients(task, views, backprop, shards))
+            return self._evaluate(task, views, emit, shards)
+        self._node_sums.begin(task.ranges, emit)
+        return Computation([self._gradients(task, views, shards, backprop) for backprop in self._backprops])
 
-    def examine(self, task: Task, parameters: Array, superseded: Callable[[], bool]) -> training_pb2.Finding | None:
-        """Find the first shard of a step whose loss or gradient is not finite; None if the task is superseded."""
-        views = self._layout.views(parameters)
-        found: dict[int, int] = {}  # shard -> layer, 0 for the loss
-        shards = _Handout(sorted(_shards(task)), lambda: bool(found) or superseded())  # the lower ones are under way
-
-        def work(backprop: Backprop) -> None:
-            gradient = Gradient(self._layout)
-            for shard in shards:
-                sums = backprop.gradient(views, self._batch(task, shard), gradient.views, lambda *_: None)
-                layer = _first_not_finite(gradient, sums)
-                if layer is not None:
-                    found[shard] = layer
-
-        self._side_by_side(work)
-        if superseded():
-            return None
-        ranges = [training_pb2.ShardRange(lo=lo, hi=hi) for lo, hi in task.ranges]
-        finding = training_pb2.Finding(attempt=task.attempt, step=task.version, ranges=ranges)
-        if found:
-            finding.shard, finding.layer = min(found.items())
-        return finding
-
-    def _side_by_side(self, work: Callable[[Backprop], None]) -> None:
-        """Run `work` on every CPU, the first one in this thread."""
-
-        @np.errstate(all="ignore")  # what is not finite is the server's to judge
-        def quietly(backprop: Backprop) -> None:
-            work(backprop)
-
-        futures = [self._pool.submit(quietly, backprop) for backprop in self._backprops[1:]] if self._pool else []
-        quietly(self._backprops[0])
-        for future in futures:
-            future.result()
-
-    def _gradients(self, task: Task, views: Any, backprop: Backprop, shards: Iterator[int]) -> None:
+    def _gradients(self, task: Task, views: Any, shards: Iterator[int], backprop: Backprop) -> Iterator[None]:
         for shard in shards:
             failpoints.hit("worker.shard")
             gradient = self._node_sums.buffer()
@@ -125,20 +104,46 @@ class Engine:
                 self._node_sums.layer_done(shard, layer, gradient, sums)
 
             backprop.gradient(views, self._batch(task, shard), gradient.views, layer_done)
+            yield
 
-    def _evaluate(self, task: Task, views: Any, shards: Iterator[int], send: Any) -> None:
+    def _evaluate(self, task: Task, views: Any, emit: Emit, shards: Iterator[int]) -> "Computation":
         sums: dict[Node, Sums] = {}
 
-        def work(backprop: Backprop) -> None:
+        def share(backprop: Backprop) -> Iterator[None]:
             for shard in shards:
                 sums[(shard, shard + 1)] = backprop.evaluate(views, self._validation[shard])
+                yield
 
-        self._side_by_side(work)
-        for lo, hi in task.ranges:
-            for node in tree.top_nodes(lo, hi, self._spec.shards):
-                total = _sum(node, sums)
-                if total is not None:
-                    send(node, 0, total, np.empty(0))
+        def finish() -> None:
+            for lo, hi in task.ranges:
+                for node in tree.top_nodes(lo, hi, self._spec.shards):
+                    total = _sum(node, sums)
+                    if total is not None:
+                        emit(node, 0, total, np.empty(0))
+
+        return Computation([share(backprop) for backprop in self._backprops], finish)
+
+    def _examine(
+        self, task: Task, views: Any, send: Callable[[bytes], None], superseded: Callable[[], bool]
+    ) -> "Computation":
+        """Find the first shard of a step whose loss or gradient is not finite."""
+        found: dict[int, int] = {}  # shard -> layer, 0 for the loss
+        shards = _Handout(sorted(_shards(task)), lambda: bool(found) or superseded())  # the lower ones are under way
+
+        def share(backprop: Backprop) -> Iterator[None]:
+            gradient = Gradient(self._layout)
+            for shard in shards:
+                sums = backprop.gradient(views, self._batch(task, shard), gradient.views, lambda *_: None)
+                layer = _first_not_finite(gradient, sums)
+                if layer is not None:
+                    found[shard] = layer
+                yield
+
+        def finish() -> None:
+            if not superseded():
+                send(_finding(task, found))
+
+        return Computation([share(backprop) for backprop in self._backprops], finish)
 
     def _batch(self, task: Task, shard: int) -> Batch:
         data = self._training[shard]
@@ -155,8 +160,22 @@ class Engine:
         return known[1]
 
 
+@np.errstate(all="ignore")  # what is not finite is the server's to judge
+def _go_through(share: Iterator[None]) -> None:
+    for _ in share:
+        pass
+
+
 def _shards(task: Task) -> list[int]:
     return [shard for lo, hi in task.ranges for shard in range(lo, hi)]
+
+
+def _finding(task: Task, found: dict[int, int]) -> bytes:
+    ranges = [training_pb2.ShardRange(lo=lo, hi=hi) for lo, hi in task.ranges]
+    finding = training_pb2.Finding(attempt=task.attempt, step=task.version, ranges=ranges)
+    if found:
+        finding.shard, finding.layer = min(found.items())
+    return training_pb2.WorkerMessage(finding=finding).SerializeToString()
 
 
 def _first_not_finite(gradient: Gradient, sums: Sums) -> int | None:
