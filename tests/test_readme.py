@@ -31,6 +31,8 @@ ELSEWHERE = {
         'compose("up", "--detach", "--no-recreate", "--scale", f"ray-worker={workers}")',
     ),
     "docker-compose down": ("tests/deploy/test_compose.py", 'cluster("down", '),
+    "lockstep verify ID": ("tests/client/test_recomputing.py", 'run("verify", job.id)'),
+    "lockstep diff A B": ("tests/client/test_recomputing.py", 'run("diff", a.id, b.id)'),
     "promtool check metrics": ("tests/server/test_metrics.py", '["promtool", "check", "metrics"]'),
 }
 DEMOS = ["./scripts/demo", "./scripts/demo --workers 1", "./scripts/demo --workers 1 --cpus-per-worker 2"]

@@ -32,6 +32,7 @@ class Story:
         self._address = address
         self._away_since_s: float | None = None
         self._attempt, self._reached = (known.attempt, known.step) if known else (0, 0)
+        self._awaits_attempt = False  # a server that came back tells a step of before until it takes the job up
 
     def lost(self, now_s: float) -> str:
         """The connection is lost, or cannot be made again. Return what is to be said; nothing if it has been."""
@@ -46,12 +47,14 @@ class Story:
         if self._away_since_s is not None:
             said.append(f"the server at {self._address} is back after {now_s - self._away_since_s:.1f} s")
             self._away_since_s = None
+            self._awaits_attempt = True
         if job.attempt > self._attempt:
+            self._attempt, self._awaits_attempt = job.attempt, False
+        if not self._awaits_attempt:
             if job.step < self._reached:
                 total = f" of {job.num_steps}" if job.num_steps else ""
                 said.append(f"the job goes on from step {job.step}{total}; it had reached {self._reached}")
-            self._attempt, self._reached = job.attempt, job.step
-        self._reached = max(self._reached, job.step)
+            self._reached = job.step
         return "; ".join(said)
 
 

@@ -62,7 +62,7 @@ async def next_attempt(record: JobRecord, tools: Tools, files: JobFiles, keeper:
     else:
         start = await asyncio.to_thread(begin, record.stored().job, files.start, tools.uploads.path)
     await ledger.recall(start.checkpoint.version)
-    job.attempt += 1
+    job.attempt, job.step = job.attempt + 1, start.checkpoint.version  # told together: who watches sees it go back
     job.server_numerics.CopyFrom(tools.numerics)
     if checkpoint is None:
         job.start_version = start.checkpoint.version

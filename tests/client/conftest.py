@@ -19,8 +19,14 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def client(data_root: Path) -> Iterator[lockstep.Client]:
-    with lockstep.LocalCluster(workers=1, data_root=data_root) as connected:
+def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the cluster's server keeps its files."""
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture(scope="session")
+def client(data_root: Path, state_dir: Path) -> Iterator[lockstep.Client]:
+    with lockstep.LocalCluster(workers=1, data_root=data_root, state_dir=state_dir) as connected:
         yield connected
 
 

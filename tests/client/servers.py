@@ -1,14 +1,17 @@
-"""Servers without workers: a process that can be killed and started again, and one in a thread of the test."""
+"""Servers without workers, as a process that can be killed and started again or in a thread; commands as processes."""
 
 import asyncio
+import contextlib
 import json
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
+import lockstep
 from lockstep_server.server import Server
 from lockstep_server.settings import Settings
 
@@ -17,6 +20,22 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def command_process(client: lockstep.Client, *arguments: Any) -> Iterator[subprocess.Popen[str]]:
+    """A command as a process of its own, on which Ctrl-C acts as in a terminal."""
+    command = ["env", "--default-signal=INT", f"LOCKSTEP_SERVER={client.address}", sys.executable]
+    with subprocess.Popen(
+        [*command, "-m", "lockstep.cli", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as started:
+        try:
+            yield started
+        finally:
+            started.kill()
 
 
 class ServerProcess:

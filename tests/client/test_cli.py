@@ -1,13 +1,11 @@
 """The `lockstep` command: every verb on a real server, what it prints and its exit code."""
 
-import contextlib
 import json
 import re
 import shlex
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import lockstep
 from lockstep import errors
 from lockstep_server import jobs as server_jobs
 from tests.client.samples import ENDLESS, SPEC, WAITING, Ran, Run, X, Y
-from tests.client.servers import ServerThread, free_port
+from tests.client.servers import ServerThread, command_process, free_port
 
 pytestmark = pytest.mark.cluster
 
@@ -384,22 +382,6 @@ def test_every_error_has_its_exit_code(
 # Real processes
 
 
-@contextlib.contextmanager
-def process(client: lockstep.Client, *arguments: Any) -> Iterator[subprocess.Popen[str]]:
-    """A command as a process of its own, on which Ctrl-C acts as in a terminal."""
-    command = ["env", "--default-signal=INT", f"LOCKSTEP_SERVER={client.address}", sys.executable]
-    with subprocess.Popen(
-        [*command, "-m", "lockstep.cli", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as started:
-        try:
-            yield started
-        finally:
-            started.kill()
-
-
 def interrupt_at(running: subprocess.Popen[str], pattern: str) -> tuple[str, str]:
     """Send a SIGINT after a line of output that has the pattern; return (the line, what comes on stderr)."""
     assert running.stdout is not None
@@ -411,7 +393,7 @@ def interrupt_at(running: subprocess.Popen[str], pattern: str) -> tuple[str, str
 
 def test_ctrl_c_ends_the_watching_and_not_the_job(run: Run, client: lockstep.Client, job_file: Path) -> None:
     job_file.write_text(JOB.replace("epochs = 2", "steps = 1_000_000_000"))
-    with process(client, "submit", job_file, "--watch") as running:
+    with command_process(client, "submit", job_file, "--watch") as running:
         line, err = interrupt_at(running, r"step [1-9]\d*/")
         assert running.returncode == 130
     (job,) = [job for job in client.list(states=["running"]) if job.name == "shell"]
@@ -425,7 +407,7 @@ def test_ctrl_c_ends_the_watching_and_not_the_job(run: Run, client: lockstep.Cli
 
 
 def test_ctrl_c_says_how_to_come_back_to_programs_too(client: lockstep.Client, waiting: lockstep.Job) -> None:
-    with process(client, "watch", waiting.id, "--format=json", "--server", client.address) as running:
+    with command_process(client, "watch", waiting.id, "--format=json", "--server", client.address) as running:
         line, err = interrupt_at(running, "waiting for workers")
         assert running.returncode == 130
     assert json.loads(line)["job"]["id"] == waiting.id
@@ -434,7 +416,7 @@ def test_ctrl_c_says_how_to_come_back_to_programs_too(client: lockstep.Client, w
 
 
 def test_a_reader_that_has_had_enough_is_no_error(client: lockstep.Client, waiting: lockstep.Job) -> None:
-    with process(client, "list") as running:
+    with command_process(client, "list") as running:
         assert running.stdout is not None
         assert running.stderr is not None
         running.stdout.close()

@@ -50,6 +50,12 @@ def test_a_job_that_goes_back_by_itself_says_so_too() -> None:
     assert story.seen(job(0, attempt=2, num_steps=0), 2.5) == "the job goes on from step 0; it had reached 131"
 
 
+def test_a_run_that_is_let_go_after_the_next_attempt_has_its_number_tells_nothing_wrong() -> None:
+    story = Story(ADDRESS, job(131))
+    assert story.seen(job(132, attempt=2), 1.0) == ""
+    assert story.seen(job(120, attempt=2), 1.1) == "the job goes on from step 120 of 900; it had reached 132"
+
+
 def test_a_job_that_goes_on_where_it_was_says_nothing() -> None:
     story = Story(ADDRESS)
     assert story.seen(job(131), 0.0) == ""
