@@ -24,13 +24,15 @@ README = PAGES[0].read_text("utf-8")
 # Commands that are not run here, and by what they are: a file, and words in it that do it.
 ELSEWHERE = {
     "./scripts/test": (".ci/run", "./scripts/test --no-skips"),
-    "docker-compose up -d --build": ("tests/deploy/test_compose.py", 'cluster("up", "--detach", "--build")'),
-    "docker-compose up": ("tests/deploy/test_compose.py", 'cluster("up", "--detach", "--build")'),
+    "docker-compose up -d --build": ("tests/deploy/conftest.py", '"docker-compose", "build", "--quiet", "server"'),
+    "docker-compose up": ("tests/deploy/compose.py", 'compose("up", "--detach", "--scale", '),
     "docker-compose up -d --scale ray-worker=3": (
         "tests/deploy/test_compose.py",
         'compose("up", "--detach", "--no-recreate", "--scale", f"ray-worker={workers}")',
     ),
-    "docker-compose down": ("tests/deploy/test_compose.py", 'cluster("down", '),
+    "docker-compose down": ("tests/deploy/compose.py", 'compose("down", '),
+    "lockstep verify": ("tests/client/test_recomputing.py", 'run("verify", job.id)'),
+    "lockstep diff": ("tests/client/test_recomputing.py", 'run("diff", a.id, b.id)'),
     "lockstep verify ID": ("tests/client/test_recomputing.py", 'run("verify", job.id)'),
     "lockstep diff A B": ("tests/client/test_recomputing.py", 'run("diff", a.id, b.id)'),
     "promtool check metrics": ("tests/server/test_metrics.py", '["promtool", "check", "metrics"]'),
@@ -226,7 +228,7 @@ def test_the_readme_names_every_verb_and_exit_code(capsys: pytest.CaptureFixture
         cli.main(["--help"])
     assert caught.value.code == 0
     helped = capsys.readouterr().out
-    verbs = set(re.findall(r"^    (\w+) ", helped, re.M))
+    verbs = set(re.findall(r"^    (\w+)(?: |$)", helped, re.M))
     section = README.partition("## From the shell")[2].partition("\n## ")[0]
     named = set(re.findall(r"^lockstep (\w+)", section, re.M)) | set(re.findall(r"`(\w+)`", section))
     assert named == verbs
