@@ -59,7 +59,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measured]:
 
 
 def test_metrics_say_what_a_job_did(measured: Measured) -> None:
-    job = measured.client.submit(SPEC, data=(X, Y), validation=(X[:40], Y[:40])).wait(timeout_s=120)
+    alone = {"min": 1, "max": 1}  # late shards of one of two would be computed, and sent, by the other, too
+    spec = SPEC | {"workers": alone}
+    job = measured.client.submit(spec, data=(X, Y), validation=(X[:40], Y[:40])).wait(timeout_s=120)
     samples = measured.scrape()
 
     def value(name: str, **labels: str) -> float:
@@ -82,7 +84,7 @@ def test_metrics_say_what_a_job_did(measured: Measured) -> None:
 
     parts = sum(value("step_part_seconds_total", part=part) for part in ("compute", "wait", "transfer"))
     assert 0 < parts <= value("step_seconds_sum") * 1.01
-    gradient_bytes = 2 * 4 * NUM_PARAMETERS  # of the two workers, each with one top node
+    gradient_bytes = 4 * NUM_PARAMETERS  # of one top node
     assert value("exchanged_bytes_total", direction="in") == STEPS * gradient_bytes
     assert value("exchanged_bytes_total", direction="out") >= STEPS * gradient_bytes
     assert value("duplicates_dropped_total") == value("shards_reassigned_total") == 0
@@ -100,7 +102,10 @@ def test_metrics_tell_of_the_workers_and_the_checkpoint_of_a_job_that_is_paused(
     next(update for update in measured.client.watch(job.id, timeout_s=120) if update.job.step > 0)
     label = frozenset({("job_id", job.id)})
     computing = ("lockstep_job_workers", label | {("state", "computing")})
-    assert measured.scrape()[computing] == 2
+    samples = measured.scrape()
+    idle = ("lockstep_job_workers", label | {("state", "idle")})
+    assert samples[computing] + samples[idle] == 2  # a slow one of two may have no shards
+    assert samples[computing] > 0
     job.pause()
     samples = measured.scrape()
     assert samples[computing] == 0
