@@ -94,8 +94,8 @@ ACTIONS: dict[str, Callable[[Compose, str, list[str], float], float]] = {
 }
 KINDS = [
     *(("ray-worker", action) for action in ("kill", "remove", REMOVE_ALL, "pause", "disconnect")),
-    *(("server", action) for action in ("kill", "pause", "disconnect")),
-    *(("ray-head", action) for action in ("kill", "pause", "disconnect")),
+    *(("server", action) for action in ("kill", "remove", "pause", "disconnect")),
+    *(("ray-head", action) for action in ("kill", "remove", "pause", "disconnect")),
 ]
 
 

@@ -36,12 +36,16 @@ class Look:
 
 @dataclass
 class Load:
-    """Keeps jobs of the given specs under way, one of each, in a thread of its own, until it is told to `finish`."""
+    """Keeps jobs of the given specs under way, one of each, in a thread of its own, until it is told to `finish`.
+
+    Without specs it only looks.
+    """
 
     address: str
     specs: Mapping[str, Any]
     progress: Progress = field(default_factory=Progress)
     jobs: dict[str, lockstep.Job] = field(default_factory=dict)  # all, by their id, as they were last seen
+    workers_s: dict[str, float] = field(default_factory=dict)  # when each worker was last seen to be connected
 
     def __post_init__(self) -> None:
         self._newest: Look | None = None
@@ -98,6 +102,7 @@ class Load:
             if job.id not in self.jobs or not self.jobs[job.id].state.ended:
                 self.jobs[job.id] = job
                 self.progress.look(job.id, job.attempt, job.step, now_s, ended=job.state.ended)
+        self.workers_s |= dict.fromkeys((worker.worker_id for worker in cluster.workers), now_s)
         with self._changed:
             self._newest = Look(now_s, cluster, jobs)
             self._changed.notify_all()
