@@ -39,11 +39,11 @@ def command_process(client: lockstep.Client, *arguments: Any) -> Iterator[subpro
 
 
 class ServerProcess:
-    """`lockstep-server` on a free port, that it has again when it is started again."""
+    """`lockstep-server` on a free port, or on this one, that it has again when it is started again."""
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, port: int = 0) -> None:
         self._state_dir = state_dir
-        self.port = 0
+        self.port = port
         self.start()
 
     def start(self) -> None:
