@@ -1,6 +1,7 @@
 """What each verb of the `lockstep` command does."""
 
 import argparse
+import signal
 import sys
 from typing import Any
 
@@ -118,6 +119,7 @@ def checkpoints(options: argparse.Namespace) -> None:
 
 def verify(options: argparse.Namespace) -> None:
     """Recompute a job."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the job that recomputes it would stay
     with Client(options.server) as client:
         found = client.verify(
             options.id, from_step=options.from_step, to_step=options.to_step, progress=True, timeout_s=options.timeout

@@ -110,10 +110,10 @@ class Record:
         )
 
 
-def compare(a: Record, b: Record, *, until: int | None = None) -> Comparison:
-    """Compare two records, those after version `until` left out."""
-    steps, columns_a, columns_b = _common_steps(a.steps, b.steps, until)
-    recorded = sorted(key for key in a.digests.keys() & b.digests.keys() if until is None or key[0] <= until)
+def compare(a: Record, b: Record) -> Comparison:
+    """Compare what two records have in common."""
+    steps, columns_a, columns_b = _common_steps(a.steps, b.steps)
+    recorded = sorted(a.digests.keys() & b.digests.keys())
     partings = [
         *_first_digest(recorded, a.digests, b.digests),
         *_first_steps(steps, columns_a, columns_b),
@@ -154,13 +154,10 @@ def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _common_steps(
-    a: Mapping[str, Sequence[Any]], b: Mapping[str, Sequence[Any]], until: int | None
+    a: Mapping[str, Sequence[Any]], b: Mapping[str, Sequence[Any]]
 ) -> tuple[Array, dict[str, Array], dict[str, Array]]:
     """Return the steps that both have, ascending, and both their columns at these."""
     steps, at_a, at_b = np.intersect1d(_whole(a["step"]), _whole(b["step"]), assume_unique=True, return_indices=True)
-    if until is not None:
-        kept = steps < until
-        steps, at_a, at_b = steps[kept], at_a[kept], at_b[kept]
     columns = [{name: np.asarray(of[name], np.float64)[at] for name in QUANTITIES} for of, at in ((a, at_a), (b, at_b))]
     return steps, columns[0], columns[1]
 

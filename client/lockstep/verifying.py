@@ -97,7 +97,7 @@ def verify(
         if again.state is not JobState.SUCCEEDED:
             reason = f"the job that recomputes it has {again.state}: {again.message}"
             raise JobStateError(f"job {job.id} cannot be verified: {reason}")
-        comparison = compare(Record.of(job), Record.of(again), until=plan.to_step)
+        comparison = compare(Record.of(job), Record.of(again))
         return Verification(job.id, again.start_version, plan.to_step, comparison)
 
 

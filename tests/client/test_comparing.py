@@ -119,14 +119,6 @@ def test_only_what_both_have_is_compared() -> None:
     assert compare(changed(record(0, 8), "loss", 4, -1.0), record(5, 12)).equal
 
 
-def test_what_comes_after_the_end_of_a_range_is_left_out() -> None:
-    b = changed(changed(record(), "loss", 6, -1.0), "digest", 9, "other")
-    found = compare(record(), b, until=6)
-    assert (found.num_steps, found.num_digests, found.equal) == (6, 3, True)
-    assert not compare(record(), b, until=7).equal
-    assert not compare(record(), changed(record(), "digest", 6, "other"), until=6).equal
-
-
 def test_nothing_in_common_is_not_equality() -> None:
     found = compare(record(0, 3, digests={}), record(7, 9, digests={}))
     assert found.parting is None

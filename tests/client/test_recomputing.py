@@ -136,12 +136,15 @@ def test_data_that_changed_in_place_are_named(run: Run, client: lockstep.Client,
     job.delete()
 
 
-def test_an_interrupted_verification_leaves_no_job(client: lockstep.Client, job: lockstep.Job, submit: Any) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_verification_leaves_no_job(
+    client: lockstep.Client, job: lockstep.Job, submit: Any, number: signal.Signals
+) -> None:
     endless = submit(ENDLESS)  # has the only worker
     until(lambda: endless.refresh().state == "running")
     with command_process(client, "verify", job.id) as running:
         until(lambda: [found for found in client.list(states=["pending"]) if found.name == "long-verify"])
-        running.send_signal(signal.SIGINT)
+        running.send_signal(number)
         _, err = running.communicate(timeout=30)
         assert running.returncode == 130
     assert "Traceback" not in err
