@@ -1,4 +1,4 @@
-"""What happens to the processes of workers, with real ones: the job goes on, its bits stay, and they are replaced."""
+"""Faults of real processes of workers, fleet and Ray: the job goes on or waits, and its bits stay."""
 
 import os
 import signal
@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import lockstep
+from lockstep_worker.ray_errors import DIED
 from tests import plain_loop
-from tests.client.processes import command, family, living, until_gone
+from tests.client.processes import command, family, living, until, until_gone
 from tests.plain_loop import Settings
 from tests.test_same_bits import spec_of
 
@@ -72,6 +73,7 @@ def test_a_worker_that_hangs_or_dies_is_replaced_and_the_bits_stay(client, job, 
     victim = min(workers_of(client))
     os.kill(victim.pid, fault)
     events = check_replaced(job, victim)
+    assert any(DIED in event for event in events) == (fault == signal.SIGKILL)
     assert sum("taken up" in event for event in events) == 1, "nothing but a worker was lost"
     assert job.wait(timeout_s=WAIT_S).digest == expected
     until_gone(workers_of(client) or [victim])
@@ -87,3 +89,35 @@ def test_a_worker_that_wakes_after_its_lease_ends_and_is_replaced(client, job, e
     until_gone([victim])
     watch_until(job, lambda job, _: job.num_workers == 2)
     assert job.wait(timeout_s=WAIT_S).digest == expected
+
+
+def process_of(client, part):
+    (found,) = (process for process in family(os.getpid()) - client.before if part in command(process))
+    return found
+
+
+def test_a_fleet_that_hangs_is_let_go_and_taken_back(client, job, expected):
+    fleet = process_of(client, "lockstep_worker.fleet_main")
+    os.kill(fleet.pid, signal.SIGSTOP)
+    until(lambda: not client.cluster().fleet_attached)
+    os.kill(fleet.pid, signal.SIGCONT)
+    until(lambda: client.cluster().worker_slots == 2)
+    victim = min(workers_of(client))
+    os.kill(victim.pid, signal.SIGKILL)
+    check_replaced(job, victim)
+    assert job.wait(timeout_s=WAIT_S).digest == expected
+
+
+def test_the_end_of_ray_ends_the_fleet_and_its_workers_and_the_job_waits():
+    before = family(os.getpid())
+    with lockstep.LocalCluster(1) as client:
+        client.before = before
+        job = client.submit(spec_of(SETTINGS), data=(X, Y))
+        watch_until(job, lambda job, _: job.step > 0)
+        fleet = process_of(client, "lockstep_worker.fleet_main")
+        os.kill(process_of(client, "gcs_server").pid, signal.SIGKILL)
+        until_gone([fleet, *workers_of(client)])
+        until(lambda: not client.cluster().fleet_attached)
+        until(lambda: job.refresh().phase == "waiting for workers: 0 of 1")
+        processes = family(os.getpid()) - before
+    until_gone(processes)

@@ -236,3 +236,16 @@ def test_a_server_that_is_away_is_told_of_in_one_line(server, worker, pool, monk
     worker.leave()
     running.result(WAIT_S)
     assert len([line for line in caplog.messages if "dialling again" in line]) == 1
+
+
+def test_a_name_that_does_not_resolve_is_dialled_until_the_worker_is_to_leave(pool, monkeypatch):
+    monkeypatch.setattr(session, "REDIAL_S", (0.01,))
+    lost = threading.Semaphore(0)
+    before = session.Session.lost
+    monkeypatch.setattr(session.Session, "lost", lambda *a: (lost.release(), before(*a))[1])
+    made = Worker("w", "job", "no.such.host.invalid:1", num_cpus=1, training=None, validation=None)
+    running = pool.submit(made.run)
+    for _ in range(3):
+        assert lost.acquire(timeout=WAIT_S)
+    made.leave()
+    assert running.result(WAIT_S) == "told to leave"

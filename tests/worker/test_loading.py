@@ -12,6 +12,7 @@ from lockstep_worker import loading, uploads
 from lockstep_worker.errors import DataError
 from lockstep_worker.fingerprint import fingerprint_data, fingerprint_shard
 from lockstep_worker.loading import Failure, JobData, Loaded, Loading, Place, Shards, load, outline, parts
+from lockstep_worker.ray_errors import DIED
 from tests.worker.data_files import WRITERS, job, names_in, table, write_csv, write_npy, write_parquet
 
 WAIT_S = 60.0
@@ -270,7 +271,7 @@ def test_a_loading_process_that_always_dies_is_told(ray, tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "_outline", ray.remote(num_cpus=0, max_retries=0)(lambda place: os._exit(1)))
     found = Loads(csv_job("data.csv"), tmp_path).result()
     assert found.error_type == service_pb2.ERROR_TYPE_DATA_UNAVAILABLE
-    assert found.message == "the data cannot be loaded: its worker process has died"
+    assert found.message == f"the data cannot be loaded: {DIED}"
 
 
 @pytest.mark.cluster
