@@ -299,6 +299,13 @@ def test_a_worker_that_is_given_up_while_it_leaves_is_killed_at_once_and_not_rep
     assert running.wait(100) == []
 
 
+def test_one_that_is_given_up_while_it_leaves_is_no_death_that_puts_off_another_start(driven):
+    driven.order(a=2)
+    driven.loaded("a")
+    driven.order(a=1)
+    assert driven.give_up("a", 2, "f-2") == [KillWorker("f-2"), StartWorker("a", "f-3")]
+
+
 def test_workers_that_are_given_up_young_are_replaced_more_and_more_slowly(driven):
     driven.order(a=1)
     driven.loaded("a")

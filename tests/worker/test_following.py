@@ -92,6 +92,18 @@ def test_two_arrays_are_enough_while_computations_keep_up(following):
     assert len(seen) == 2
 
 
+def test_three_arrays_are_enough_for_computations_that_never_keep_up(following):
+    following.work(work(0))
+    seen = []  # the arrays themselves, so that none takes the place of another in memory
+    for version in range(0, 30, 3):
+        seen.append(following.lend())
+        for newer in (1, 2, 3):
+            whole(following, version + newer, 0.0)
+            seen.append(following.parameters)
+        following.give_back()
+    assert len(set(map(id, seen))) <= 3
+
+
 def test_a_newcomer_has_no_version(following):
     following.work(work(0))
     following.chunk(chunk(1, 0, 8.0))
