@@ -44,7 +44,7 @@ class Following:
         self._chunking = Chunking(layout.num_parameters, chunk_elements)
         self.parameters: Array = np.zeros(layout.num_parameters, layout.dtype)
         self._incoming: Array | None = None
-        self._spare: Array | None = None
+        self._spare: list[Array] = []
         self._lent: Array | None = None
         self._layout = layout
         self.restart()
@@ -90,13 +90,12 @@ class Following:
     def give_back(self) -> None:
         """Take note that nobody computes from what was lent any more."""
         if self._lent is not None and self._lent is not self.parameters:
-            self._spare = self._lent
+            self._spare.append(self._lent)
         self._lent = None
 
     def _begin(self, version: int) -> None:
         if self._incoming is None:
-            self._incoming = np.empty_like(self.parameters) if self._spare is None else self._spare
-            self._spare = None
+            self._incoming = self._spare.pop() if self._spare else np.empty_like(self.parameters)
         self._incoming_version = version
         self._arrived.clear()
 
@@ -106,7 +105,7 @@ class Following:
             raise ProtocolError(f"version {version} is not whole: have {have}")
         assert self._incoming is not None
         if self.parameters is not self._lent:
-            self._spare = self.parameters
+            self._spare.append(self.parameters)
         self.parameters, self._incoming = self._incoming, None
         self._version = version
         self._incoming_version = -1
