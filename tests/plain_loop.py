@@ -25,6 +25,7 @@ class Settings:
     dropout: float = 0.0
     l2: float = 0.0
     clip_norm: float | None = None
+    bfloat16: bool = False  # whether gradients and parameters travel so
 
 
 @dataclass
@@ -57,6 +58,15 @@ def tree_sum(values, lo, hi, add):
     while power * 2 < hi - lo:
         power *= 2
     return add(tree_sum(values, lo, lo + power, add), tree_sum(values, lo + power, hi, add))
+
+
+def to_bfloat16(values):
+    """The nearest floats with 8 bits of precision and the exponents of float32, ties to even; too large is infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        exact = values.astype(np.float64)
+        _, exponent = np.frexp(exact)
+        last_bit = np.ldexp(1.0, np.maximum(exponent, -125) - 8)
+        return (np.rint(exact / last_bit) * last_bit).astype(np.float32)
 
 
 def sigma(name, m):
@@ -175,18 +185,20 @@ def train(s, x, y, validation=None, weight=None):
     n = None if s.batch is None else s.batch // s.shards
     steps = 1 if n is None else -(-max(map(len, shards)) // n)
     flat, state, result, t = initial(s), {}, Result(), 0
+    travelled = to_bfloat16 if s.bfloat16 else lambda values: values
     result.versions.append(flat)
     for epoch in range(s.epochs):
         orders = [stream(2, s.seed, epoch, i).permutation(len(rows)) for i, rows in enumerate(shards)]
         for k in range(steps):
             leaves, sums = [], []
+            layers = layers_of(s, travelled(flat))
             for i, rows in enumerate(shards):
                 mine = rows if n is None else rows[orders[i][k * n : (k + 1) * n]]
                 w = None if weight is None else weight[mine]
-                g, block = shard_gradient(s, layers_of(s, flat), x[mine], y[mine], t, i, w)
-                leaves.append(g)
+                g, block = shard_gradient(s, layers, x[mine], y[mine], t, i, w)
+                leaves.append(travelled(g))
                 sums.append(block)
-            g = tree_sum(leaves, 0, s.shards, np.add)
+            g = tree_sum(leaves, 0, s.shards, lambda left, right: travelled(left + right))
             rows_weight, loss = tree_sum(sums, 0, s.shards, np.add)
             g = g / s.dtype(rows_weight)
             penalty = 0.0

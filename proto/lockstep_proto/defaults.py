@@ -4,6 +4,10 @@ from lockstep_proto.v1 import job_pb2
 
 SHARDS = 8  # divides evenly among 1, 2, 4 and 8 workers
 WAIT_S = 3600.0  # long enough to bring a cluster up, short enough to notice that nobody does
+_WIRE_DTYPES = {
+    job_pb2.DTYPE_FLOAT32: job_pb2.WIRE_DTYPE_FLOAT32,
+    job_pb2.DTYPE_FLOAT64: job_pb2.WIRE_DTYPE_FLOAT64,
+}
 _OPTIMIZERS = {
     "sgd": {"learning_rate": 0.01, "momentum": 0.0},
     "adagrad": {"learning_rate": 0.01, "epsilon": 1e-10},
@@ -29,6 +33,7 @@ def complete(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
     if not done.HasField("seed"):
         done.seed = 0
     done.dtype = done.dtype or job_pb2.DTYPE_FLOAT32
+    done.wire_dtype = done.wire_dtype or _WIRE_DTYPES.get(done.dtype, job_pb2.WIRE_DTYPE_UNSPECIFIED)
     done.numerics = done.numerics or job_pb2.NUMERICS_EXACT
     if not done.initial_parameters.initializer and not done.HasField("start_from"):
         done.initial_parameters.initializer = job_pb2.INITIALIZER_GLOROT_UNIFORM

@@ -34,6 +34,7 @@ def check(spec: job_pb2.JobSpec, *, require_data: bool = True) -> list[Violation
         *_lengths(spec),
         *_stopping(spec, require_data=require_data),
         *_shards_and_workers(spec),
+        *_wire(spec),
         *_data(spec, require_data=require_data),
         *_start(spec),
         *_recovery(spec),
@@ -183,6 +184,16 @@ def _shards_and_workers(spec: job_pb2.JobSpec) -> Found:
         yield Violation("workers.max", f"must be at least workers.min ({workers.min}), got {workers.max}")
     if workers.wait_s <= 0:
         yield Violation("workers.wait_s", f"must be greater than 0, got {workers.wait_s:g}")
+
+
+def _wire(spec: job_pb2.JobSpec) -> Found:
+    dtypes, wire_dtypes = (
+        {number: name for name, number in enum_names(enum).items()}
+        for enum in (job_pb2.DType.DESCRIPTOR, job_pb2.WireDType.DESCRIPTOR)
+    )
+    dtype, given = dtypes.get(spec.dtype), wire_dtypes.get(spec.wire_dtype)
+    if dtype and given not in (dtype, "bfloat16" if dtype == "float32" else dtype):
+        yield Violation("wire_dtype", f"must be dtype ({dtype}), or bfloat16 with float32; got {given}")
 
 
 def _data(spec: job_pb2.JobSpec, *, require_data: bool) -> Found:

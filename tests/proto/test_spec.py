@@ -138,6 +138,14 @@ RULES = [
     ({"audit": -0.5}, ["audit: must be in [0, 1], got -0.5"]),
     ({"audit": 1.5}, ["audit: must be in [0, 1], got 1.5"]),
     (
+        {"dtype": "float64", "wire_dtype": "bfloat16"},
+        ["wire_dtype: must be dtype (float64), or bfloat16 with float32; got bfloat16"],
+    ),
+    (
+        {"dtype": "float32", "wire_dtype": "float64"},
+        ["wire_dtype: must be dtype (float32), or bfloat16 with float32; got float64"],
+    ),
+    (
         {"network__layers__1__units": 0, "batch_size": 100, "clip_norm": -1.0},
         [
             "network.layers[1].units: must be at least 1, got 0",
@@ -156,6 +164,10 @@ SHAPES = [
     ({"epochs": True}, ["epochs: must be a number, got True"]),
     ({"epochs": 2**63}, [f"epochs: must be between {-(2**63)} and {2**63 - 1}, got {2**63}"]),
     ({"batch_size": "ful"}, ["batch_size: must be a number of rows or \"full\", got 'ful'"]),
+    (
+        {"wire_dtype": "float16"},
+        ["wire_dtype: must be one of float32, float64, bfloat16, got 'float16'; did you mean 'bfloat16'?"],
+    ),
     ({"dtype": "float16"}, ["dtype: must be one of float32, float64, got 'float16'; did you mean 'float64'?"]),
     (
         {"optimizer": "adm"},
@@ -251,6 +263,12 @@ def test_training_is_a_heading():
     )
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_travels_has_the_type_of_the_job_unless_it_says_otherwise(dtype):
+    assert to_dict(read_spec(GOOD | {"dtype": dtype}))["wire_dtype"] == dtype
+    assert to_dict(read_spec(GOOD | {"wire_dtype": "bfloat16"}))["wire_dtype"] == "bfloat16"
+
+
 def test_completing_twice_changes_nothing():
     once = complete(message_of(GOOD))
     assert complete(once) == once
@@ -268,6 +286,7 @@ def test_completing_twice_changes_nothing():
             "numerics": st.sampled_from(["any", "exact"]),
             "checkpoints": st.sampled_from([{"every_steps": 10}, {"every_s": 2.5}]),
             "audit": st.sampled_from([0.0, 0.25, 1.0]),
+            "wire_dtype": st.sampled_from(["float32", "bfloat16"]),
         }
     )
 )

@@ -136,6 +136,33 @@ DTYPE_FLOAT32: DType.ValueType  # 1
 DTYPE_FLOAT64: DType.ValueType  # 2
 """IEEE binary64."""
 
+class _WireDType:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WireDTypeEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_WireDType.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    WIRE_DTYPE_UNSPECIFIED: _WireDType.ValueType  # 0
+    """Not given: that of `dtype`."""
+    WIRE_DTYPE_FLOAT32: _WireDType.ValueType  # 1
+    """IEEE binary32; only with dtype = float32."""
+    WIRE_DTYPE_FLOAT64: _WireDType.ValueType  # 2
+    """IEEE binary64; only with dtype = float64."""
+    WIRE_DTYPE_BFLOAT16: _WireDType.ValueType  # 3
+    """The upper half of IEEE binary32; only with dtype = float32."""
+
+class WireDType(_WireDType, metaclass=_WireDTypeEnumTypeWrapper):
+    """Type of the numbers that travel."""
+
+WIRE_DTYPE_UNSPECIFIED: WireDType.ValueType  # 0
+"""Not given: that of `dtype`."""
+WIRE_DTYPE_FLOAT32: WireDType.ValueType  # 1
+"""IEEE binary32; only with dtype = float32."""
+WIRE_DTYPE_FLOAT64: WireDType.ValueType  # 2
+"""IEEE binary64; only with dtype = float64."""
+WIRE_DTYPE_BFLOAT16: WireDType.ValueType  # 3
+"""The upper half of IEEE binary32; only with dtype = float32."""
+
 class _Initializer:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -226,6 +253,7 @@ class JobSpec(message.Message):
     START_FROM_FIELD_NUMBER: builtins.int
     CHECKPOINTS_FIELD_NUMBER: builtins.int
     AUDIT_FIELD_NUMBER: builtins.int
+    WIRE_DTYPE_FIELD_NUMBER: builtins.int
     name: builtins.str
     """A name for people; need not be unique. Letters, digits, '-', '_' and '.', at most 64."""
     loss: Loss.ValueType
@@ -249,6 +277,10 @@ class JobSpec(message.Message):
     audit: builtins.float
     """Share of the nodes that are computed twice on purpose, to find silent corruption, in [0, 1] (default 0). Has no
     influence on the result.
+    """
+    wire_dtype: WireDType.ValueType
+    """Type of gradients and parameters on their way between workers and server (default: dtype). bfloat16, only with
+    float32, halves the bytes and changes the result: see lockstep_proto.bfloat16.
     """
     @builtins.property
     def network(self) -> Network:
@@ -324,10 +356,11 @@ class JobSpec(message.Message):
         start_from: StartFrom | None = ...,
         checkpoints: Checkpoints | None = ...,
         audit: builtins.float | None = ...,
+        wire_dtype: WireDType.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["_audit", b"_audit", "_clip_norm", b"_clip_norm", "_epochs", b"_epochs", "_huber_delta", b"_huber_delta", "_seed", b"_seed", "_shards", b"_shards", "_steps", b"_steps", "audit", b"audit", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "clip_norm", b"clip_norm", "data", b"data", "epochs", b"epochs", "huber_delta", b"huber_delta", "initial_parameters", b"initial_parameters", "network", b"network", "optimizer", b"optimizer", "penalty", b"penalty", "schedule", b"schedule", "seed", b"seed", "shards", b"shards", "start_from", b"start_from", "steps", b"steps", "stopping", b"stopping", "validation", b"validation", "workers", b"workers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_audit", b"_audit", "_clip_norm", b"_clip_norm", "_epochs", b"_epochs", "_huber_delta", b"_huber_delta", "_seed", b"_seed", "_shards", b"_shards", "_steps", b"_steps", "audit", b"audit", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "clip_norm", b"clip_norm", "data", b"data", "dtype", b"dtype", "epochs", b"epochs", "huber_delta", b"huber_delta", "initial_parameters", b"initial_parameters", "loss", b"loss", "name", b"name", "network", b"network", "numerics", b"numerics", "optimizer", b"optimizer", "penalty", b"penalty", "schedule", b"schedule", "seed", b"seed", "shards", b"shards", "start_from", b"start_from", "steps", b"steps", "stopping", b"stopping", "validation", b"validation", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_audit", b"_audit", "_clip_norm", b"_clip_norm", "_epochs", b"_epochs", "_huber_delta", b"_huber_delta", "_seed", b"_seed", "_shards", b"_shards", "_steps", b"_steps", "audit", b"audit", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "clip_norm", b"clip_norm", "data", b"data", "dtype", b"dtype", "epochs", b"epochs", "huber_delta", b"huber_delta", "initial_parameters", b"initial_parameters", "loss", b"loss", "name", b"name", "network", b"network", "numerics", b"numerics", "optimizer", b"optimizer", "penalty", b"penalty", "schedule", b"schedule", "seed", b"seed", "shards", b"shards", "start_from", b"start_from", "steps", b"steps", "stopping", b"stopping", "validation", b"validation", "wire_dtype", b"wire_dtype", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__audit: _TypeAlias = typing.Literal["audit"]  # noqa: Y015
     _WhichOneofArgType__audit: _TypeAlias = typing.Literal["_audit", b"_audit"]  # noqa: Y015
