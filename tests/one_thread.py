@@ -52,7 +52,7 @@ class Peer:
             return
         task = self.following.work(message.work)
         if task is not None and task.version >= self.superseded_by:
-            parameters = self.following.parameters
+            parameters = self.following.parameters(task.kind)
             self.engine.answer(task, parameters, self.to_server.append, lambda: False)
 
 

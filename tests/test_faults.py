@@ -3,6 +3,7 @@
 A seed plays the same faults every time.
 """
 
+import itertools
 import random
 
 import numpy as np
@@ -27,13 +28,14 @@ MAX_WORKERS = 5
 MAX_TURNS = 20_000
 
 
-def settings(shards):
-    return Settings(sizes=(6, 11, 3), batch=21, epochs=4, momentum=0.9, shards=shards)
+def settings(shards, bfloat16):
+    return Settings(sizes=(6, 11, 3), batch=21, epochs=4, momentum=0.9, shards=shards, bfloat16=bfloat16)
 
 
 @pytest.fixture(scope="module")
 def expected():
-    return {shards: plain_loop.train(settings(shards), X, Y).digest(settings(shards)) for shards in SHARDS}
+    cases = itertools.product(SHARDS, (False, True))
+    return {case: plain_loop.train(settings(*case), X, Y, validation=VALIDATION) for case in cases}
 
 
 @pytest.fixture(autouse=True)
@@ -123,12 +125,13 @@ class Faults:
 
 @pytest.mark.parametrize("seed", range(150))
 def test_no_fault_of_a_worker_changes_a_bit_or_hangs_the_job(seed, expected):
-    shards = SHARDS[seed % len(SHARDS)]
-    spec = spec_of(settings(shards))
+    case = SHARDS[seed % len(SHARDS)], seed % 2 == 1
+    spec = spec_of(settings(*case))
     cluster = OneThreadCluster(spec, X, Y, validation=VALIDATION, seed=seed)
     faults = Faults(cluster, seed)
     faults.play()
     assert cluster.outcome.state == service_pb2.JOB_STATE_SUCCEEDED
-    assert digest(Layout.from_spec(spec), cluster.parameters) == expected[shards]
+    assert digest(Layout.from_spec(spec), cluster.parameters) == expected[case].digest(settings(*case))
+    assert [record.validation_loss for record in cluster.epochs] == expected[case].validation
     assert [record.step for record in cluster.steps] == list(range(cluster.training.plan.num_steps))
     assert faults.num_faults >= 3, "or the run shows nothing"

@@ -28,6 +28,8 @@ CASES = {
     "dropout": {"dropout": 0.4},
     "L2": {"l2": 0.01},
     "global-norm clipping": {"clip_norm": 0.2, "momentum": 0.9},
+    "bfloat16": {"bfloat16": True, "momentum": 0.9},
+    "bfloat16, clipping, L2 and dropout": {"bfloat16": True, "clip_norm": 0.2, "l2": 0.01, "dropout": 0.4},
 }
 
 
@@ -44,6 +46,7 @@ def spec_of(s: Settings):
         "shards": s.shards,
         "seed": s.seed,
         "dtype": np.dtype(s.dtype).name,
+        "wire_dtype": "bfloat16" if s.bfloat16 else None,
         "penalty": {"l2": s.l2},
         "clip_norm": s.clip_norm,
     }
@@ -98,17 +101,20 @@ def test_sample_weights():
     assert digest_of(s, run(s, 3, 2, weight=WEIGHT)) == plain_loop.train(s, X, LABELS, weight=WEIGHT).digest(s)
 
 
-def test_validation_losses_are_those_of_the_plain_loop():
-    s = Settings()
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_validation_losses_are_those_of_the_plain_loop(bfloat16):
+    s = Settings(bfloat16=bfloat16)
     validation = (X[:21], LABELS[:21])
     expected = plain_loop.train(s, X, LABELS, validation=validation)
     for workers in WORKERS:
         cluster = run(s, workers, validation=validation)
         assert [record.validation_loss for record in cluster.epochs] == expected.validation
+        assert digest_of(s, cluster) == expected.digest(s)
 
 
-def test_several_chunks_travel_and_give_the_same_bits():
-    s = Settings(sizes=(5, 600, 500, 3), epochs=2, clip_norm=0.5)
+@pytest.mark.parametrize("changes", [{"clip_norm": 0.5}, {"bfloat16": True}, {"bfloat16": True, "clip_norm": 0.5}])
+def test_several_chunks_travel_and_give_the_same_bits(changes):
+    s = Settings(sizes=(5, 600, 500, 3), epochs=2, **changes)
     expected = plain_loop.train(s, X, LABELS)
     for workers, cpus in [(1, 1), (2, 1), (1, 2), (3, 2)]:
         cluster = run(s, workers, cpus, seed=workers)
@@ -116,8 +122,9 @@ def test_several_chunks_travel_and_give_the_same_bits():
         assert digest_of(s, cluster) == expected.digest(s)
 
 
-def test_blocks_of_rows():
-    s = Settings(batch=None, epochs=2, shards=2, sizes=(3, 4, 3))
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_blocks_of_rows(bfloat16):
+    s = Settings(batch=None, epochs=2, shards=2, sizes=(3, 4, 3), bfloat16=bfloat16)
     rng = np.random.default_rng(5)
     x, y = rng.normal(size=(2 * 8192 + 300, 3)).astype(np.float32), rng.integers(0, 3, 2 * 8192 + 300)
     cluster = OneThreadCluster(spec_of(s), x, y)
@@ -128,7 +135,7 @@ def test_blocks_of_rows():
 @pytest.mark.parametrize("seed", range(25))
 def test_comings_and_goings_leave_no_trace(seed):
     random = np.random.default_rng(seed)
-    s = Settings(momentum=0.9, epochs=5)
+    s = Settings(momentum=0.9, epochs=5, bfloat16=seed % 2 == 1)
     names = iter(range(100))
 
     def change(cluster):
@@ -154,12 +161,13 @@ def test_comings_and_goings_leave_no_trace(seed):
     assert digest_of(s, cluster) == plain_loop.train(s, X, LABELS).digest(s)
 
 
-def test_a_step_moves_as_many_bytes_as_the_parameters_have():
-    s = Settings(epochs=4)
+@pytest.mark.parametrize(("bfloat16", "element_bytes"), [(False, 4), (True, 2)])
+def test_a_step_moves_as_many_bytes_as_the_parameters_have(bfloat16, element_bytes):
+    s = Settings(epochs=4, bfloat16=bfloat16)
     spec = spec_of(s)
     workers = 2
     cluster = run(s, workers)
     steps = len(cluster.steps)
-    data = Layout.from_spec(spec).num_parameters * 4
+    data = Layout.from_spec(spec).num_parameters * element_bytes
     headers_and_work = (48 + 64) * workers * (steps + 1)
     assert workers * steps * data <= cluster.num_bytes_down <= workers * (steps + 1) * data + headers_and_work

@@ -74,7 +74,7 @@ class TimedCluster(OneThreadCluster):
                 self.training.workers.heard(worker_id, self.now)
             task = peer.following.work(message.work)
             if task is not None:
-                peer.engine.answer(task, peer.following.parameters, peer.to_server.append, lambda: False)
+                peer.engine.answer(task, peer.following.parameters(task.kind), peer.to_server.append, lambda: False)
             while peer.to_server and self.outcome is None:
                 self.hear(peer.worker_id, codec.decode_worker_message(peer.to_server.popleft()))
         return self

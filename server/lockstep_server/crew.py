@@ -18,6 +18,7 @@ class WorkerView:
     num_cpus: int
     heard_s: float
     synced: bool = False  # has the present version, or it is on its way, and gets every chunk of the next
+    master_version: int = -1  # whose parameters it has got as they are, not rounded; holds only while it is synced
     ranges: list[Range] = field(default_factory=list)  # its shards in this round
     num_due: int = 0  # chunks of them that have yet to arrive
     begun_s: float = 0.0  # when it was given the first of them

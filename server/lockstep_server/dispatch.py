@@ -5,10 +5,11 @@ from typing import Any
 
 from lockstep_proto.v1 import training_pb2
 from lockstep_server.assignment import Range
+from lockstep_server.crew import WorkerView
 from lockstep_server.effects import Send
 from lockstep_server.handout import Gift
 from lockstep_server.progress import Progress
-from lockstep_server.rounds import Kind
+from lockstep_server.rounds import EVALUATE, Kind
 from lockstep_server.update import ParameterUpdate
 
 MAX_MESSAGES = 256  # kept to be sent again with another version; the shares of workers seldom change
@@ -34,14 +35,23 @@ class Dispatch:
 
     def _work(self, gift: Gift, kind: Kind) -> list[Send]:
         """Send work, with the present version and what there is of the next to a worker that has not got them."""
-        worker_ids, update = [gift.worker.worker_id], self._update
-        was_synced, gift.worker.synced = gift.worker.synced, True
+        worker, update = gift.worker, self._update
+        worker_ids, was_synced, worker.synced = [worker.worker_id], worker.synced, True
         work = Send(worker_ids, update.version, self._message(gift.ranges, kind))
+        master = self._master(worker, was_synced) if kind == EVALUATE and update.rounds else []
         if was_synced:
-            return [work]
-        whole = [Send(worker_ids, update.version, message) for message in update.parameters.messages]
+            return [*master, work]
+        whole = [Send(worker_ids, update.version, message) for message in update.messages]
         made = [message for message in update.next_messages if message is not None]
-        return [*whole, work, *(Send(worker_ids, update.version + 1, message) for message in made)]
+        return [*whole, *master, work, *(Send(worker_ids, update.version + 1, message) for message in made)]
+
+    def _master(self, worker: WorkerView, was_synced: bool) -> list[Send]:
+        """Send the parameters that were not rounded, which an evaluation is computed from, once to each worker."""
+        version = self._update.version
+        if was_synced and worker.master_version == version:
+            return []
+        worker.master_version = version
+        return [Send([worker.worker_id], version, message) for message in self._update.parameters.messages]
 
     def _message(self, ranges: Sequence[Range], kind: Kind) -> bytes:
         key = (kind, *ranges)

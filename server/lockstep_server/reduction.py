@@ -2,7 +2,7 @@
 
 A node's value is set once for each chunk, from a message or from its two children. What arrives below a set node, or
 again, is dropped; what is below a node that arrives is forgotten. All of them have the same bits, so nothing depends
-on which one counts.
+on which one counts. Where values travel as bfloat16, they are unpacked when they arrive and every sum is rounded.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lockstep_proto import tree
+from lockstep_proto import bfloat16, tree
 from lockstep_proto.codec import Sums
 from lockstep_proto.tree import Node
 
@@ -39,13 +39,17 @@ class ChunkSum:
 
 
 class Reduction:
-    """The trees of all chunks of one round (a step, or an evaluation with one empty chunk)."""
+    """The trees of all chunks of one round (a step, or an evaluation with one empty chunk).
 
-    def __init__(self, num_shards: int, num_chunks: int) -> None:
+    `packed`: whether gradients arrive as bfloat16.
+    """
+
+    def __init__(self, num_shards: int, num_chunks: int, *, packed: bool = False) -> None:
         self.num_shards = num_shards
         self.root: Node = (0, num_shards)
         self._chunks = [ChunkSum() for _ in range(num_chunks)]
         self._open = num_chunks
+        self._packed = packed
         self._spare: list[Array] = []
 
     @property
@@ -72,7 +76,7 @@ class Reduction:
             raise DuplicateValueError
         if node != (node[0], node[0] + 1):
             self._forget_below(values, node)
-        value = Value(sums, gradient)
+        value = self._unpacked(sums, gradient) if self._packed else Value(sums, gradient)
         for parent in reversed(nodes[:-1]):
             middle = tree.split(*parent)
             sibling = (middle, parent[1]) if node[0] == parent[0] else (parent[0], middle)
@@ -117,15 +121,22 @@ class Reduction:
         elif right.owned:
             out = right.gradient
         else:
-            out = self._buffer(left.gradient)
+            out = self._buffer(left.gradient.size, left.gradient.dtype)
         np.add(left.gradient, right.gradient, out=out)
+        if self._packed:
+            bfloat16.round_in_place(out)
         return Value(left.sums.plus(right.sums), out, owned=True)
 
-    def _buffer(self, like: Array) -> Array:
+    def _unpacked(self, sums: Sums, packed: Array) -> Value:
+        out = self._buffer(packed.size, np.dtype(np.float32))
+        bfloat16.unpack(packed, out)
+        return Value(sums, out, owned=True)
+
+    def _buffer(self, size: int, dtype: np.dtype[Any]) -> Array:
         for i, spare in enumerate(self._spare):
-            if spare.size == like.size:
+            if spare.size == size:
                 return self._spare.pop(i)
-        return np.empty_like(like)
+        return np.empty(size, dtype)
 
     def _forget_below(self, values: dict[Node, Value], node: Node) -> None:
         for below in [other for other in values if node[0] <= other[0] and other[1] <= node[1]]:

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lockstep_proto import tree
+from lockstep_proto import bfloat16, tree
 from lockstep_proto.codec import NodeChunk, Sums
-from lockstep_proto.layout import Layout
 from lockstep_proto.v1 import job_pb2, service_pb2, training_pb2
 from lockstep_server import words
 from lockstep_server.arbiter import Arbiter, UndecidedError
@@ -79,8 +78,8 @@ class Training:
         self.num_corrupt = 0
         self.ended = False
         self._labels = has_accuracy(spec)
-        self._dtype = Layout.from_spec(spec).dtype
-        self._steps = Reduction(spec.shards, self.update.chunking.num_chunks)
+        self._wire_dtype = bfloat16.DTYPE if self.update.rounds else self.update.layout.dtype
+        self._steps = Reduction(spec.shards, self.update.chunking.num_chunks, packed=self.update.rounds)
         self._whole_nodes = Reduction(spec.shards, 1)  # of rounds in which a node has no gradient
         self._round: Round | None = None
         self._waiting = Waiting(now)
@@ -178,7 +177,7 @@ class Training:
             return []
         effects: list[Effect] = []
         try:
-            gradient = np.frombuffer(chunk.data, self._dtype)
+            gradient = np.frombuffer(chunk.data, self._wire_dtype)
             check_size(chunk, gradient.size, self.update.chunking, evaluates=current.evaluates)
             root = current.reduction.put(chunk.node, chunk.chunk_index, chunk.sums, gradient)
         except DuplicateValueError:
@@ -206,7 +205,7 @@ class Training:
         if finding.HasField("shard"):
             found = (finding.shard, finding.layer)
             current.found = min(current.found or found, found)
-        nothing = np.empty(0, self._dtype)
+        nothing = np.empty(0, self._wire_dtype)
         for node in (node for part in finding.ranges for node in tree.top_nodes(part.lo, part.hi, self.spec.shards)):
             self.handout.arrived(worker, now)
             with contextlib.suppress(DuplicateValueError):  # another has examined it, too

@@ -2,17 +2,19 @@
 
 The version that workers compute on, and the optimizer state that belongs to it, stay whole until every chunk of the
 next version is there: a step can be abandoned at any time. The parameters of a version are the encoded messages that
-carry them, one immutable `bytes` a chunk, shared by all streams.
+carry them, one immutable `bytes` a chunk, shared by all streams. Where parameters travel as bfloat16, there are
+messages of them rounded, too.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lockstep_proto import codec, failpoints
+from lockstep_proto import bfloat16, codec, failpoints
 from lockstep_proto.layout import Chunking, Layout, clip_slices
 from lockstep_proto.v1 import job_pb2
 from lockstep_server import norms, penalties
@@ -69,6 +71,7 @@ class ParameterUpdate:
         self._state = state or self._optimizer.init(self.layout.num_parameters, self.layout.dtype)
         self._next_state = _like(self._state)
         self._state_is_shared = False  # with a checkpoint that is being written
+        self.rounds = bfloat16.travels(spec)  # what goes to workers
         self._clip_norm = spec.clip_norm if spec.HasField("clip_norm") else None
         ranges = [self.chunking.range(i) for i in range(self.chunking.num_chunks)]
         self._blocks = [_blocks(self.layout, lo, hi) for lo, hi in ranges]  # of each chunk
@@ -79,13 +82,20 @@ class ParameterUpdate:
         self._finite = np.empty(min(largest, norms.BLOCK), np.bool_)
         messages = [self._encode(version, i, parameters[lo:hi]) for i, (lo, hi) in enumerate(ranges)]
         self.parameters = Parameters(self.layout, messages)
+        self.messages: Sequence[bytes] = messages  # the present version as workers compute steps from it
+        if self.rounds:
+            parts = (parameters[lo:hi].copy() for lo, hi in ranges)
+            self.messages = [self._encode_rounded(version, i, part) for i, part in enumerate(parts)]
         self.measure_layers = False
         self.layer_norms: list[float] = []
         self._begin()
 
     def _begin(self) -> None:
         num_chunks = len(self._blocks)
-        self.next_messages: list[bytes | None] = [None] * num_chunks
+        self._next_parameters: list[bytes | None] = [None] * num_chunks
+        self.next_messages = self._next_parameters  # what there is of those to come
+        if self.rounds:
+            self.next_messages = [None] * num_chunks
         self._layer_squares = [0.0] * self.layout.num_layers
         self._squares: list[list[float]] = [[] for _ in range(num_chunks)]
         self._penalties: list[list[float]] = [[] for _ in range(num_chunks)]
@@ -135,7 +145,10 @@ class ParameterUpdate:
         """Make the next version, which is whole, the present one."""
         if self.measure_layers:
             self.layer_norms = [math.sqrt(squares) for squares in self._layer_squares]
-        self.parameters = Parameters(self.layout, [message for message in self.next_messages if message is not None])
+        self.parameters = Parameters(self.layout, [message for message in self._next_parameters if message is not None])
+        self.messages = self.parameters.messages
+        if self.rounds:
+            self.messages = [message for message in self.next_messages if message is not None]
         spare = _like(self._state) if self._state_is_shared else self._state
         self._state, self._next_state, self._state_is_shared = self._next_state, spare, False
         self.version += 1
@@ -182,13 +195,21 @@ class ParameterUpdate:
             raise OverflowedError(f"the update of layer {self._layer_of(block, finite)} leaves the range of numbers")
 
     def _made(self, chunk_index: int) -> bytes:
-        """Keep what `out` holds as a chunk of the next version. Return its message."""
+        """Keep what `out` holds as a chunk of the next version. Return the message that goes to workers."""
         lo, hi = self.chunking.range(chunk_index)
-        message = self.next_messages[chunk_index] = self._encode(self.version + 1, chunk_index, self._out[: hi - lo])
+        out, version = self._out[: hi - lo], self.version + 1
+        message = self._next_parameters[chunk_index] = self._encode(version, chunk_index, out)
+        if self.rounds:
+            message = self.next_messages[chunk_index] = self._encode_rounded(version, chunk_index, out)
         return message
 
     def _encode(self, version: int, chunk_index: int, values: Array) -> bytes:
         return codec.encode_parameter_chunk(codec.ParameterChunk(self._attempt, version, chunk_index, values.data))
+
+    def _encode_rounded(self, version: int, chunk_index: int, values: Array) -> bytes:
+        """Encode values as bfloat16. They are rounded in place."""
+        bfloat16.round_in_place(values)
+        return self._encode(version, chunk_index, bfloat16.pack(values))
 
     def _layer_of(self, block: _Block, finite: Array) -> int:
         return self.layout.layer_of(block.part.start + int(np.argmin(finite)))

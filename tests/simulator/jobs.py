@@ -51,7 +51,7 @@ def _case(name: str, *, validation: bool = False, **settings: object) -> Case:
 
 CASES = [
     _case("momentum", momentum=0.9, validation=True),
-    _case("adam", optimizer="adam", learning_rate=0.01, shards=3, validation=True),
+    _case("adam-bfloat16", optimizer="adam", learning_rate=0.01, bfloat16=True, shards=3, validation=True),
     _case("one-shard", shards=1),
     _case("clip-l2", clip_norm=0.2, l2=0.01, shards=4, batch=20, epochs=4),
     _case("dropout", dropout=0.4, hidden="tanh", shards=8, batch=24, epochs=5),
@@ -73,6 +73,7 @@ def spec_of(case: Case, **further: object) -> job_pb2.JobSpec:
         "epochs": s.epochs,
         "shards": s.shards,
         "seed": s.seed,
+        "wire_dtype": "bfloat16" if s.bfloat16 else None,
         "penalty": {"l2": s.l2},
         "clip_norm": s.clip_norm,
         "data": {"path": "rows.csv", "target": "y"},

@@ -31,17 +31,17 @@ def following():
 def test_a_whole_version_becomes_the_present_one(following):
     task = following.work(work(0))
     assert task == Task(attempt=1, version=0, kind=STEP, epoch=1, step_in_epoch=2, ranges=((0, 8),))
-    np.testing.assert_array_equal(following.parameters, 7.0)
+    np.testing.assert_array_equal(following.parameters(STEP), 7.0)
 
 
 def test_the_present_version_stays_while_the_next_one_comes(following):
     following.work(work(0))
     following.chunk(chunk(1, 0, 8.0))
-    np.testing.assert_array_equal(following.parameters, 7.0)
+    np.testing.assert_array_equal(following.parameters(STEP), 7.0)
     assert following.work(work(0, ranges=((2, 3),))).ranges == ((2, 3),), "further shards of the same step"
     following.chunk(chunk(1, 1, 8.0))
     following.work(work(1))
-    np.testing.assert_array_equal(following.parameters, 8.0)
+    np.testing.assert_array_equal(following.parameters(STEP), 8.0)
 
 
 def test_a_version_that_is_not_whole_is_an_error(following):
@@ -57,7 +57,7 @@ def test_a_newer_version_takes_the_place_of_one_that_never_became_whole(followin
     for index in (0, 1):
         following.chunk(chunk(3, index, 9.0))
     following.work(work(3))
-    np.testing.assert_array_equal(following.parameters, 9.0)
+    np.testing.assert_array_equal(following.parameters(STEP), 9.0)
 
 
 def test_waiting_is_no_task(following):
@@ -72,21 +72,21 @@ def whole(following, version, value):
 
 def test_what_is_lent_stays_as_it_is_however_far_the_server_has_gone(following):
     following.work(work(0))
-    lent = following.lend()
+    lent = following.lend(STEP)
     for version in range(1, 6):
         assert whole(following, version, version).version == version
         np.testing.assert_array_equal(lent, 7.0)
-        np.testing.assert_array_equal(following.parameters, version)
+        np.testing.assert_array_equal(following.parameters(STEP), version)
     following.chunk(chunk(6, 0, 6.0))
     following.give_back()
-    np.testing.assert_array_equal(following.lend(), 5.0)
+    np.testing.assert_array_equal(following.lend(STEP), 5.0)
 
 
 def test_two_arrays_are_enough_while_computations_keep_up(following):
     seen = set()
     for version in range(5):
         whole(following, version, version)
-        seen.add(id(following.lend()))
+        seen.add(id(following.lend(STEP)))
         following.chunk(chunk(version + 1, 0, 0.0))
         following.give_back()
     assert len(seen) == 2
@@ -96,7 +96,7 @@ def test_three_arrays_are_enough_for_computations_that_never_keep_up(following):
     following.work(work(0))
     seen = []  # the arrays themselves, so that none takes the place of another in memory
     for version in range(0, 30, 3):
-        seen.append(following.lend())
+        seen.append(following.lend(STEP))
         for newer in (1, 2, 3):
             whole(following, version + newer, 0.0)
             seen.append(following.parameters)

@@ -55,6 +55,10 @@ The metric of a row: softmax in the last layer: argmax(ŷ) == argmax(Y); else bi
 with (ŷ >= 0.5) == (Y >= 0.5), divided by n_L; else add.reduce(r * r, axis=1).
 
 A shard without rows in the step gives +0.0 everywhere. Nothing here divides by the weight: the server does, once.
+
+With wire_dtype = bfloat16, W^l and b^l of a step are the server's rounded to bfloat16, and ΔW^l and Δb^l of a shard,
+when its last block has been added, are rounded, as is every sum of two nodes; an evaluation takes W^l and b^l as they
+are (lockstep_proto.bfloat16).
 """
 
 from collections.abc import Callable, Iterator, Sequence

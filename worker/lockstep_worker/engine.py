@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lockstep_proto import codec, failpoints, tree
+from lockstep_proto import bfloat16, codec, failpoints, tree
 from lockstep_proto.codec import NodeChunk, Sums
 from lockstep_proto.layout import Chunking
 from lockstep_proto.tree import Node
@@ -50,13 +50,14 @@ class Engine:
         num_cpus: int,
     ) -> None:
         self._spec = spec
+        self._rounds = bfloat16.travels(spec)
         self._network = Network.from_spec(spec)
         layout = self._layout = self._network.layout
         self._rows_per_shard = None if spec.batch_size.full else spec.batch_size.rows // spec.shards
         self._backprops = [Backprop.from_spec(spec, self._network) for _ in range(num_cpus)]
         self._pool = ThreadPoolExecutor(num_cpus - 1) if num_cpus > 1 else None
         chunking = Chunking(layout.num_parameters, chunk_elements)
-        self._node_sums = NodeSums(layout, chunking, spec.shards)
+        self._node_sums = NodeSums(layout, chunking, spec.shards, rounds=self._rounds)
         self._training: Mapping[int, Shard] = _Lazy(training)
         self._validation: Mapping[int, Shard] = _Lazy(validation)
         self._orders: dict[int, tuple[int, Array]] = {}  # shard -> (epoch, order)
@@ -81,6 +82,8 @@ class Engine:
         views = self._layout.views(parameters)
 
         def emit(node: Node, chunk_index: int, sums: Sums, values: Array) -> None:
+            if self._rounds:
+                values = bfloat16.pack(values)
             data = values.data if values.size else _NOTHING
             compute_s = time.perf_counter() - started
             chunk = NodeChunk(task.attempt, task.version, node, chunk_index, sums, compute_s, data)
@@ -119,7 +122,7 @@ class Engine:
                 for node in tree.top_nodes(lo, hi, self._spec.shards):
                     total = _sum(node, sums)
                     if total is not None:
-                        emit(node, 0, total, np.empty(0))
+                        emit(node, 0, total, np.empty(0, self._layout.dtype))
 
         return Computation([share(backprop) for backprop in self._backprops], finish)
 
@@ -134,6 +137,8 @@ class Engine:
             gradient = Gradient(self._layout)
             for shard in shards:
                 sums = backprop.gradient(views, self._batch(task, shard), gradient.views, lambda *_: None)
+                if self._rounds:
+                    bfloat16.round_in_place(gradient.flat)
                 layer = _first_not_finite(gradient, sums)
                 if layer is not None:
                     found[shard] = layer

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lockstep_proto import bfloat16
 from lockstep_proto.codec import ParameterChunk
 from lockstep_proto.layout import Chunking, Layout
 from lockstep_proto.v1 import job_pb2, training_pb2
@@ -37,39 +38,40 @@ class Task:
 
 
 class Following:
-    """The versions of one job's parameters as they come in."""
+    """The versions of one job's parameters as they come in.
+
+    Where parameters travel as bfloat16, those of steps have two bytes an element, and before an evaluation the master
+    of the same version comes with four: they are versions of their own.
+    """
 
     def __init__(self, spec: job_pb2.JobSpec, chunk_elements: int) -> None:
         layout = Layout.from_spec(spec)
+        self._dtype = layout.dtype
         self._chunking = Chunking(layout.num_parameters, chunk_elements)
-        self.parameters: Array = np.zeros(layout.num_parameters, layout.dtype)
-        self._incoming: Array | None = None
-        self._spare: list[Array] = []
-        self._lent: Array | None = None
-        self._layout = layout
-        self.restart()
+        self._steps = _Versions(self._chunking, layout.dtype)
+        self._master = _Versions(self._chunking, layout.dtype) if bfloat16.travels(spec) else self._steps
+        self._lending = self._steps
 
     def restart(self) -> None:
         """Begin again as a newcomer, who has no version."""
-        self._version = -1
-        self._incoming_version = -1
-        self._arrived: set[int] = set()
+        self._steps.restart()
+        self._master.restart()
 
     def chunk(self, chunk: ParameterChunk) -> None:
         """Take in a chunk. The first one of another version begins that version."""
-        if chunk.version != self._incoming_version:
-            self._begin(chunk.version)
         lo, hi = self._chunking.range(chunk.chunk_index)
-        self._incoming[lo:hi] = np.frombuffer(chunk.data, self._layout.dtype)  # type: ignore[index]
-        self._arrived.add(chunk.chunk_index)
+        if self._master is not self._steps and len(chunk.data) == (hi - lo) * bfloat16.DTYPE.itemsize:
+            bfloat16.unpack(np.frombuffer(chunk.data, bfloat16.DTYPE), self._steps.place(chunk))
+        else:
+            self._master.place(chunk)[...] = np.frombuffer(chunk.data, self._dtype)
 
     def work(self, work: training_pb2.Work) -> Task | None:
         """Take in what to do with a version. Return None when that is to wait.
 
         Raises ProtocolError if the version is not whole.
         """
-        if work.version != self._version:
-            self._turn_to(work.version)
+        self._steps.turn_to(work.version)
+        self._of(work.kind).turn_to(work.version)
         if work.kind == training_pb2.WORK_KIND_WAIT:
             return None
         return Task(
@@ -81,32 +83,74 @@ class Following:
             ranges=tuple((part.lo, part.hi) for part in work.ranges),
         )
 
-    def lend(self) -> Array:
+    def parameters(self, kind: training_pb2.WorkKind.ValueType) -> Array:
+        """Return the present version's parameters as some kind of work is computed from them."""
+        return self._of(kind).present
+
+    def lend(self, kind: training_pb2.WorkKind.ValueType) -> Array:
         """Return the present version's parameters, which stay as they are until they are given back."""
-        assert self._lent is None
-        self._lent = self.parameters
-        return self._lent
+        self._lending = self._of(kind)
+        return self._lending.lend()
 
     def give_back(self) -> None:
         """Take note that nobody computes from what was lent any more."""
-        if self._lent is not None and self._lent is not self.parameters:
+        self._lending.give_back()
+
+    def _of(self, kind: training_pb2.WorkKind.ValueType) -> "_Versions":
+        return self._master if kind == training_pb2.WORK_KIND_EVALUATE else self._steps
+
+
+class _Versions:
+    """The present version and the next one."""
+
+    def __init__(self, chunking: Chunking, dtype: np.dtype[Any]) -> None:
+        self._chunking = chunking
+        self.present: Array = np.empty(chunking.num_parameters, dtype)  # takes no memory until it is written to
+        self._incoming: Array | None = None
+        self._spare: list[Array] = []
+        self._lent: Array | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        self._version = -1
+        self._incoming_version = -1
+        self._arrived: set[int] = set()
+
+    def place(self, chunk: ParameterChunk) -> Array:
+        """Return where the values of a chunk go; they count as arrived."""
+        if chunk.version != self._incoming_version:
+            self._begin(chunk.version)
+        assert self._incoming is not None
+        self._arrived.add(chunk.chunk_index)
+        lo, hi = self._chunking.range(chunk.chunk_index)
+        return self._incoming[lo:hi]
+
+    def turn_to(self, version: int) -> None:
+        if version == self._version:
+            return
+        if self._incoming_version != version or len(self._arrived) != self._chunking.num_chunks:
+            have = f"{len(self._arrived)} of {self._chunking.num_chunks} chunks of version {self._incoming_version}"
+            raise ProtocolError(f"version {version} is not whole: have {have}")
+        assert self._incoming is not None
+        if self.present is not self._lent:
+            self._spare.append(self.present)
+        self.present, self._incoming = self._incoming, None
+        self._version = version
+        self._incoming_version = -1
+        self._arrived.clear()
+
+    def lend(self) -> Array:
+        assert self._lent is None
+        self._lent = self.present
+        return self._lent
+
+    def give_back(self) -> None:
+        if self._lent is not None and self._lent is not self.present:
             self._spare.append(self._lent)
         self._lent = None
 
     def _begin(self, version: int) -> None:
         if self._incoming is None:
-            self._incoming = self._spare.pop() if self._spare else np.empty_like(self.parameters)
+            self._incoming = self._spare.pop() if self._spare else np.empty_like(self.present)
         self._incoming_version = version
-        self._arrived.clear()
-
-    def _turn_to(self, version: int) -> None:
-        if self._incoming_version != version or len(self._arrived) != self._chunking.num_chunks:
-            have = f"{len(self._arrived)} of {self._chunking.num_chunks} chunks of version {self._incoming_version}"
-            raise ProtocolError(f"version {version} is not whole: have {have}")
-        assert self._incoming is not None
-        if self.parameters is not self._lent:
-            self._spare.append(self.parameters)
-        self.parameters, self._incoming = self._incoming, None
-        self._version = version
-        self._incoming_version = -1
         self._arrived.clear()

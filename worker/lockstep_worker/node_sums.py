@@ -3,6 +3,9 @@
 Each layer has its own tree: as soon as two siblings have a layer, it is added into the left one's buffer, whichever
 thread comes second. What reaches a top node completes chunks of the flat vector from its end to its beginning, and
 they are handed out at once.
+
+Where values travel as bfloat16 (lockstep_proto.bfloat16), a layer is rounded whenever it is made: when it comes from a
+shard, with all its rows summed in the job's dtype, and after every addition of two layers.
 """
 
 import threading
@@ -12,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lockstep_proto import tree
+from lockstep_proto import bfloat16, tree
 from lockstep_proto.codec import Sums
 from lockstep_proto.layout import Chunking, Layout
 from lockstep_proto.tree import Node
@@ -32,12 +35,13 @@ class Gradient:
 
 
 class NodeSums:
-    """The sums of one step. Buffers are kept for the next."""
+    """The sums of one step. Buffers are kept for the next. `rounds`: whether values are rounded to bfloat16."""
 
-    def __init__(self, layout: Layout, chunking: Chunking, num_shards: int) -> None:
+    def __init__(self, layout: Layout, chunking: Chunking, num_shards: int, *, rounds: bool = False) -> None:
         self._layout = layout
         self._chunking = chunking
         self._num_shards = num_shards
+        self._rounds = rounds
         self._lock = threading.Lock()
         self._spare: list[Gradient] = []
 
@@ -60,6 +64,8 @@ class NodeSums:
     def layer_done(self, shard: int, layer: int, gradient: Gradient, sums: Sums) -> None:
         """Take in one layer (counted from 0) of a shard's gradient, whole."""
         node: Node = (shard, shard + 1)
+        if self._rounds:
+            bfloat16.round_in_place(gradient.layers[layer])
         values = self._values[layer]
         while node not in self._tops:
             parent = tree.parent(node, self._num_shards)
@@ -72,6 +78,8 @@ class NodeSums:
                     return
             (left, left_sums), (right, right_sums) = ((gradient, sums), other) if is_left else (other, (gradient, sums))
             np.add(left.layers[layer], right.layers[layer], out=left.layers[layer])
+            if self._rounds:
+                bfloat16.round_in_place(left.layers[layer])
             self._release(right)
             gradient, sums, node = left, left_sums.plus(right_sums), parent
         self._hand_out(node, layer, gradient, sums)

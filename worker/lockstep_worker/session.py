@@ -226,8 +226,8 @@ class Session:
             return _NOTHING
         assert self._job is not None
         assert self._following is not None
-        parameters = self._following.lend()
-        self._computing = Compute(self._job, self._waiting.popleft(), parameters, self._round)
+        task = self._waiting.popleft()
+        self._computing = Compute(self._job, task, self._following.lend(task.kind), self._round)
         return [self._computing]
 
     def _say(self, message: training_pb2.WorkerMessage) -> Sequence[Effect]:

@@ -187,7 +187,7 @@ class NodeChunk(message.Message):
     padding: builtins.bytes
     """Zeros that put `data` at a multiple of 16 bytes."""
     data: builtins.bytes
-    """The little-endian values; empty in an evaluation."""
+    """The little-endian values, of the job's wire_dtype; empty in an evaluation."""
     @builtins.property
     def sums(self) -> containers.RepeatedScalarFieldContainer[builtins.float]:
         """The node's sums over its rows: weight, loss, metric. The same in all its chunks."""
@@ -231,7 +231,9 @@ class ParameterChunk(message.Message):
     padding: builtins.bytes
     """Zeros that put `data` at a multiple of 16 bytes."""
     data: builtins.bytes
-    """The little-endian values."""
+    """The little-endian values: of the job's wire_dtype to compute a step from, of its dtype for an evaluation. Where the
+    two differ, both are sent, and the size tells which one this is.
+    """
     def __init__(
         self,
         *,
