@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from lockstep_proto import bfloat16
 from lockstep_proto.codec import ParameterChunk
-from lockstep_proto.spec import read_spec
+from lockstep_proto.spec import read_spec, to_dict
 from lockstep_proto.v1 import training_pb2
 from lockstep_worker.following import Following, ProtocolError, Task
 
@@ -99,7 +100,7 @@ def test_three_arrays_are_enough_for_computations_that_never_keep_up(following):
         seen.append(following.lend(STEP))
         for newer in (1, 2, 3):
             whole(following, version + newer, 0.0)
-            seen.append(following.parameters)
+            seen.append(following.parameters(STEP))
         following.give_back()
     assert len(set(map(id, seen))) <= 3
 
@@ -110,3 +111,75 @@ def test_a_newcomer_has_no_version(following):
     following.restart()
     with pytest.raises(ProtocolError, match="version 0 is not whole: have 0 of 2 chunks"):
         following.work(work(0))
+
+
+# Parameters that travel as bfloat16.
+
+EVALUATE = training_pb2.WORK_KIND_EVALUATE
+MASTER = 1.0 + 2**-10  # has more digits than bfloat16
+
+
+def rounded(version, index):
+    size = 4 if index == 0 else 2
+    return ParameterChunk(1, version, index, bfloat16.pack(np.ones(size, np.float32)).tobytes())
+
+
+@pytest.fixture
+def rounding():
+    spec = read_spec(to_dict(SPEC) | {"wire_dtype": "bfloat16"})
+    made = Following(spec, 4)
+    for index in (0, 1):
+        made.chunk(rounded(3, index))
+    return made
+
+
+def test_steps_are_computed_from_what_is_rounded_and_evaluations_from_the_master(rounding):
+    assert rounding.work(work(3)).kind == STEP
+    np.testing.assert_array_equal(rounding.parameters(STEP), 1.0)
+    for index in (1, 0):
+        rounding.chunk(chunk(3, index, MASTER))
+    assert rounding.work(work(3, EVALUATE)).kind == EVALUATE
+    np.testing.assert_array_equal(rounding.parameters(EVALUATE), np.float32(MASTER))
+    rounding.work(work(3))
+    np.testing.assert_array_equal(rounding.parameters(STEP), 1.0)
+
+
+@pytest.mark.parametrize("chunks", [[], [chunk(3, 0, MASTER)], [chunk(2, 0, MASTER), chunk(2, 1, MASTER)]])
+def test_an_evaluation_without_a_whole_master_is_an_error(rounding, chunks):
+    for one in chunks:
+        rounding.chunk(one)
+    with pytest.raises(ProtocolError, match="version 3 is not whole"):
+        rounding.work(work(3, EVALUATE))
+
+
+def test_a_master_does_not_make_up_for_what_is_rounded(rounding):
+    for index in (0, 1):
+        rounding.chunk(chunk(4, index, MASTER))
+    with pytest.raises(ProtocolError, match="version 4 is not whole: have 2 of 2 chunks of version 3"):
+        rounding.work(work(4, EVALUATE))
+
+
+def test_a_master_that_is_lent_stays_as_it_is(rounding):
+    for version in (3, 5):
+        for index in (0, 1):
+            rounding.chunk(rounded(version, index))
+            rounding.chunk(chunk(version, index, MASTER + version))
+        rounding.work(work(version, EVALUATE))
+        if version == 3:
+            lent = rounding.lend(EVALUATE)
+    for index in (0, 1):
+        rounding.chunk(chunk(7, index, 0.0))
+    np.testing.assert_array_equal(lent, np.float32(MASTER + 3))
+    rounding.give_back()
+    np.testing.assert_array_equal(rounding.lend(EVALUATE), np.float32(MASTER + 5))
+
+
+def test_a_newcomer_has_no_master(rounding):
+    for index in (0, 1):
+        rounding.chunk(chunk(3, index, MASTER))
+    rounding.work(work(3, EVALUATE))
+    rounding.restart()
+    for index in (0, 1):
+        rounding.chunk(rounded(3, index))
+    with pytest.raises(ProtocolError, match="version 3 is not whole"):
+        rounding.work(work(3, EVALUATE))
