@@ -49,6 +49,9 @@ class Handout:
         worker.ranges = worker.ranges + ranges
         worker.moved_s = now
         worker.num_due += current.num_chunks * num_nodes(tuple(ranges), self._num_shards)
+        if current.audited:
+            for node in (node for lo, hi in ranges for node in top_nodes(lo, hi, self._num_shards)):
+                current.witnesses.given(worker.worker_id, node, current.num_chunks)
         self._expect(worker)
         return Gift(worker, ranges)
 

@@ -138,7 +138,7 @@ class Training:
         worker = self.workers.pop(worker_id, None)
         if worker is None or self.ended:
             return []
-        return [Notice(WARNING, f"worker {worker_id} is lost: {reason}"), *self._do_without(worker, now)]
+        return [Notice(WARNING, words.lost(worker_id, reason)), *self._do_without(worker, now)]
 
     def worker_leaving(self, worker_id: str, now: float) -> list[Effect]:
         """Let a worker go that leaves in order."""
@@ -277,9 +277,11 @@ class Training:
         last_of_epoch = self.progress.step_in_epoch + 1 == self.plan.steps_per_epoch
         self.update.measure_layers = last_of_epoch  # once an epoch: it takes a pass over the gradient
         current = self._round = Round(kind, reduction, now)
+        if self.spec.audit and kind != EXAMINE:
+            current.audited, current.witnesses.audits = True, self.arbiter.audits(self.version)
         effects = self._hand_over(self.handout.begin(current, now))
-        if kind != EXAMINE:
-            effects += self._hand_over(self.arbiter.audit(current, self.version, now))
+        if current.audited:
+            effects += self._hand_over(self.arbiter.audit(current, now))
         for worker in self.workers.values():
             if not worker.ranges and worker.synced:
                 effects += self.worker_behind(worker.worker_id)
@@ -330,6 +332,8 @@ class Training:
             return []
         if current.is_over:
             return self._close(current, now)
+        if current.whole:
+            return self._ask(current, now)
         return self._speculate(current, now) if idle else []
 
     def _close(self, current: Round, now: float) -> list[Effect]:
@@ -414,14 +418,17 @@ class Training:
         return effects + self._carry_out(verdict, where, now)
 
     def _carry_out(self, verdict: Verdict, where: str, now: float) -> list[Effect]:
+        reason = f"it computed {where} wrongly, against the copies of others; it is expelled"
+        if not verdict.applied_is_wrong:
+            return [effect for worker_id in verdict.wrong for effect in self._give_up(worker_id, reason, now)]
+        message = f"{where} was applied wrongly; the job rewinds to its last checkpoint"
+        end = self._end(Outcome(service_pb2.JOB_STATE_RUNNING, message=message))  # at once: no wrong version is closed
         effects: list[Effect] = []
         for worker_id in verdict.wrong:
-            reason = f"it computed {where} wrongly, against the copies of others; it is expelled"
-            effects += self._give_up(worker_id, reason, now)
-        if verdict.applied_is_wrong and not self.ended:
-            message = f"{where} was applied wrongly; the job rewinds to its last checkpoint"
-            effects += [Notice(WARNING, message), *self._end(Outcome(service_pb2.JOB_STATE_RUNNING, message=message))]
-        return effects
+            if self.workers.pop(worker_id, None):
+                effects.append(Notice(WARNING, words.lost(worker_id, reason)))
+            effects.append(Dismiss(worker_id, reason, refused=True))
+        return [*effects, Notice(WARNING, message), *end]
 
     def _ask(self, current: Round, now: float) -> list[Effect]:
         """Have disputed nodes computed once more; where nobody can tell who is right, the job fails."""
@@ -444,8 +451,6 @@ class Training:
             return []
         current.witnesses.lost(worker.worker_id)
         effects = self._hand_over(self.handout.lost(worker.ranges, current, now))
-        if current.is_over:
-            return effects + self._close(current, now)
         if not self.workers:
             self._waiting.begin(now)
             return effects + (self._advance(now) if self._halt is not None else [])

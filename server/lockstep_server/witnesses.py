@@ -6,7 +6,7 @@ copies decide. A value that two workers agree on is right; where one worker is a
 """
 
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -71,54 +71,65 @@ class Dispute:
 
 @dataclass
 class Witnesses:
-    """The copies of one round's nodes. The round does not end while a dispute is open or a copy is awaited."""
+    """The copies of one round's nodes. The round does not end while a dispute is open or an audited node has one copy.
 
+    `audits` says of a node whether a second copy must confirm the one that counts, whoever computed it.
+    """
+
+    audits: Callable[[Node], bool] = lambda node: False
     disputes: dict[Node, Dispute] = field(default_factory=dict)
     _accepted: dict[tuple[Node, int], Vote] = field(default_factory=dict)
-    _awaited: dict[tuple[str, Node], int] = field(default_factory=dict)  # chunks that have yet to come
+    _unconfirmed: dict[Node, set[int]] = field(default_factory=dict)  # chunks that a second copy has to confirm
+    _num_given: dict[tuple[str, Node], int] = field(default_factory=dict)  # how often a worker was to compute a node
+    _due: dict[tuple[str, Node], int] = field(default_factory=dict)  # chunks of it that have yet to come
 
     @property
     def content(self) -> bool:
         """Whether nothing more is needed of them."""
-        return not self.disputes and not self._awaited
+        return not self.disputes and not self._unconfirmed
+
+    def given(self, worker_id: str, node: Node, num_chunks: int) -> None:
+        """Take note that a worker is to compute a node."""
+        self._num_given[worker_id, node] = self._num_given.get((worker_id, node), 0) + 1
+        self._due[worker_id, node] = self._due.get((worker_id, node), 0) + num_chunks
 
     def accepted(self, worker_id: str, chunk: NodeChunk) -> None:
         """Take note of a copy that counts."""
+        self._came(worker_id, chunk.node)
         self._accepted[chunk.node, chunk.chunk_index] = Vote(worker_id, checksum(chunk))
-        if self._awaited:
-            self._came(worker_id, chunk.node)
+        if self.audits(chunk.node):
+            self._doubt(chunk.node, chunk.chunk_index)
 
     def again(self, worker_id: str, chunk: NodeChunk) -> Dispute | None:
         """Compare a further copy with the one that counts. Return the dispute that it begins or goes on with."""
-        if self._awaited:
-            self._came(worker_id, chunk.node)
+        self._came(worker_id, chunk.node)
         first = self._accepted.get((chunk.node, chunk.chunk_index))
         if first is None:
             return None  # it is part of a node above
-        dispute = self.disputes.get(chunk.node)
-        vote = Vote(worker_id, checksum(chunk))
-        if dispute is None:
-            if vote.checksum == first.checksum:
+        vote, dispute = Vote(worker_id, checksum(chunk)), self.disputes.get(chunk.node)
+        if dispute is not None and dispute.chunk_index == chunk.chunk_index:
+            if dispute.asked != worker_id:
                 return None
-            dispute = self.disputes[chunk.node] = Dispute(chunk.chunk_index, [first, vote])
+            dispute.asked = None
+            dispute.votes.append(vote)
             return dispute
-        if dispute.chunk_index != chunk.chunk_index or dispute.asked != worker_id:
+        if vote.checksum == first.checksum:
+            if worker_id != first.worker_id or self._num_given.get((worker_id, chunk.node), 0) > 1:
+                self._confirm(chunk.node, chunk.chunk_index)
             return None
-        dispute.asked = None
-        dispute.votes.append(vote)
+        if dispute is not None:
+            self._doubt(chunk.node, chunk.chunk_index)  # one thing after the other
+            return None
+        dispute = self.disputes[chunk.node] = Dispute(chunk.chunk_index, [first, vote])
         return dispute
 
     def settle(self, node: Node) -> None:
-        """Close a dispute."""
-        del self.disputes[node]
-
-    def wait_for(self, worker_id: str, node: Node, num_chunks: int) -> None:
-        """Keep the round open until a worker's copy of a node is there."""
-        self._awaited[worker_id, node] = self._awaited.get((worker_id, node), 0) + num_chunks
+        """Close a dispute in which the copy that counts was found right."""
+        self._confirm(node, self.disputes.pop(node).chunk_index)
 
     def lost(self, worker_id: str) -> None:
         """Expect nothing more from a worker."""
-        self._awaited = {key: left for key, left in self._awaited.items() if key[0] != worker_id}
+        self._due = {key: left for key, left in self._due.items() if key[0] != worker_id}
         for dispute in self.disputes.values():
             if dispute.asked == worker_id:
                 dispute.asked = None
@@ -127,9 +138,25 @@ class Witnesses:
         """Yield the disputes that nobody is computing for."""
         return ((node, dispute) for node, dispute in self.disputes.items() if dispute.asked is None)
 
-    def _came(self, worker_id: str, node: Node) -> None:
-        left = self._awaited.get((worker_id, node))
+    def unconfirmed(self) -> Iterator[tuple[Node, str]]:
+        """Yield the nodes of which nobody is computing the second copy, and who computed the first."""
+        computed = {node for _, node in self._due} | self.disputes.keys()
+        for node in self._unconfirmed.keys() - computed if self._unconfirmed else ():
+            yield node, self._accepted[node, min(self._unconfirmed[node])].worker_id
+
+    def _doubt(self, node: Node, chunk_index: int) -> None:
+        self._unconfirmed.setdefault(node, set()).add(chunk_index)
+
+    def _confirm(self, node: Node, chunk_index: int) -> None:
+        left = self._unconfirmed.get(node)
         if left is not None:
-            self._awaited[worker_id, node] = left - 1
+            left.discard(chunk_index)
+            if not left:
+                del self._unconfirmed[node]
+
+    def _came(self, worker_id: str, node: Node) -> None:
+        left = self._due.get((worker_id, node))
+        if left is not None:
+            self._due[worker_id, node] = left - 1
             if left == 1:
-                del self._awaited[worker_id, node]
+                del self._due[worker_id, node]

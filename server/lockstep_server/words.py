@@ -29,6 +29,11 @@ def place_of(node: Node, chunk_index: int, current: Round, update: ParameterUpda
     return f"{shards} of step {update.version} (layer {layer})"
 
 
+def lost(worker_id: str, reason: str) -> str:
+    """Tell of a worker that is lost or given up."""
+    return f"worker {worker_id} is lost: {reason}"
+
+
 def copies_differ(where: str, dispute: Dispute) -> str:
     """Tell of a dispute."""
     return f"{where}: the copies of {voters(dispute)} differ, which they never should; a further one decides"

@@ -230,6 +230,40 @@ def test_nodes_that_are_computed_twice_on_purpose_change_nothing(workers):
     assert cluster.training.num_duplicates >= 9
 
 
+def first_copies_of(cluster, name):
+    """Let a worker compute what it was given first, and not the second copies."""
+    peer = cluster.peers[name]
+    while not peer.to_server:
+        peer.receive()
+    while peer.to_server:
+        chunk = codec.decode_worker_message(peer.to_server.popleft())
+        cluster.hear(name, cluster.corrupt.get(name, lambda chunk: chunk)(chunk))
+
+
+def test_a_version_waits_for_its_second_copies_though_nobody_is_left_to_compute_them():
+    cluster = Cluster(("a",), audit=1.0)
+    cluster.corrupt["a"] = flip
+    first_copies_of(cluster, "a")
+    cluster.lose("a")
+    assert (cluster.training.version, cluster.outcome) == (0, None)
+    assert cluster.training.phase == "waiting for workers: 0 of 1"
+    cluster.join("b")
+    cluster.join("c")
+    while cluster.outcome is None:
+        cluster.deliver("b", "c")
+    assert cluster.outcome.state == service_pb2.JOB_STATE_RUNNING, "a rewind"
+    assert cluster.steps == [], "no wrong version was closed"
+
+
+def test_what_takes_the_place_of_a_lost_workers_shards_is_audited_too():
+    cluster = Cluster(("a", "b", "c"), audit=1.0)
+    cluster.lose("a")
+    cluster.corrupt["b"] = lambda chunk: cluster.corrupt.pop("b") and flip(chunk)
+    while cluster.outcome is None and not cluster.dismissed:
+        cluster.deliver("b", "c")
+    assert [effect.worker_id for effect in cluster.dismissed] == ["b"]
+
+
 def test_the_wrong_one_of_three_whose_copy_was_applied_is_named_and_the_job_rewinds():
     cluster = Cluster(("a", "b", "c"), audit=1.0)
     cluster.corrupt["a"] = lambda chunk: flip(chunk) if chunk.node == (0, 2) else chunk

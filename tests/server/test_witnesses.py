@@ -32,7 +32,6 @@ def test_a_difference_opens_a_dispute_that_keeps_the_round_open_and_the_asked_wo
     assert dispute.verdict() is None
     assert [node for node, _ in witnesses.unasked()] == [(0, 4)]
     dispute.asked = "c"
-    assert witnesses.again("b", chunk(value=5.0, index=1)) is None, "the verdict on one chunk is one on the node"
     assert witnesses.again("d", chunk()) is None, "nobody asked it"
     assert witnesses.again("c", chunk(index=1)) is None
     assert witnesses.again("c", chunk()) is dispute
@@ -75,16 +74,55 @@ def test_a_third_worker_is_asked_before_the_two_and_in_the_end_nobody():
     assert alone.next_witness(["a"]) == "a"
 
 
-def test_a_copy_that_is_awaited_keeps_the_round_open_until_it_came_or_its_worker_is_lost():
-    witnesses = Witnesses()
-    witnesses.wait_for("a", (0, 4), 2)
-    witnesses.wait_for("b", (0, 4), 2)
+def audited():
+    return Witnesses(audits=lambda node: True)
+
+
+def test_an_audited_node_keeps_the_round_open_until_a_second_copy_of_every_chunk_is_there():
+    witnesses = audited()
+    witnesses.given("a", (0, 4), 2)
+    witnesses.given("b", (0, 4), 2)
     for index in (0, 1):
         witnesses.accepted("a", chunk(index=index))
     witnesses.again("b", chunk())
     assert not witnesses.content
-    witnesses.lost("b")
+    assert list(witnesses.unconfirmed()) == [], "b is computing"
+    witnesses.again("b", chunk(index=1))
     assert witnesses.content
+
+
+def test_another_is_asked_for_the_second_copy_when_its_worker_is_lost():
+    witnesses = audited()
+    witnesses.given("a", (0, 4), 1)
+    witnesses.given("b", (0, 4), 1)
+    witnesses.accepted("a", chunk())
+    witnesses.lost("b")
+    assert not witnesses.content
+    assert list(witnesses.unconfirmed()) == [((0, 4), "a")]
+
+
+def test_what_is_sent_twice_is_no_second_copy():
+    witnesses = audited()
+    witnesses.given("a", (0, 4), 1)
+    witnesses.accepted("a", chunk())
+    witnesses.again("a", chunk())
+    assert not witnesses.content
+    witnesses.given("a", (0, 4), 1)
+    witnesses.again("a", chunk())
+    assert witnesses.content, "it has computed it twice"
+
+
+def test_a_second_chunk_that_differs_has_its_turn_after_the_first():
+    witnesses = Witnesses()
+    for index in (0, 1):
+        witnesses.accepted("a", chunk(index=index))
+    dispute = witnesses.again("b", chunk(value=5.0))
+    assert witnesses.again("b", chunk(value=5.0, index=1)) is None
+    dispute.asked = "c"
+    assert witnesses.again("c", chunk()) is dispute
+    witnesses.settle((0, 4))
+    assert list(witnesses.unconfirmed()) == [((0, 4), "a")]
+    assert witnesses.again("d", chunk(value=5.0, index=1)).chunk_index == 1
 
 
 def test_a_lost_worker_is_not_asked_any_more():
