@@ -40,7 +40,7 @@ class Client:
         self.history = service_pb2.History()
         self.done: asyncio.Future[None] = loop.create_future()
         self.was_stopped = False
-        self._ended_s = 0.0
+        self.ended_s = 0.0  # when it saw the end
         self._network = network
         self._random = random.Random(f"{network.seed}/{name}")
         self._spec = spec
@@ -67,7 +67,7 @@ class Client:
         try:
             self.job = await self._until_answered("Submit", request)
             await self._watch()
-            self._ended_s = self._network.loop.time()
+            self.ended_s = self._network.loop.time()
             self.history = await self._whole_history()
             self.kept_events = await self._retried(self._read_events)
         except Exception as error:
@@ -78,7 +78,7 @@ class Client:
     async def _watch(self) -> None:
         assert self.job is not None
         after_event = 0
-        while self.job.state not in ENDED:
+        while self.job.state not in ENDED or not after_event:
             request = service_pb2.WatchRequest(job_id=self.job.id, after_event=after_event)
             try:
                 async for answer in self._call("Watch", request, service_pb2.WatchResponse):
@@ -111,7 +111,7 @@ class Client:
         assert self.job is not None
         while True:
             history: service_pb2.History = await self._retried(self._read_history)
-            if len(history.steps.step) >= self.job.step or self._network.loop.time() > self._ended_s + HISTORY_S:
+            if len(history.steps.step) >= self.job.step or self._network.loop.time() > self.ended_s + HISTORY_S:
                 return history
             await asyncio.sleep(1.0)
 

@@ -24,6 +24,7 @@ class Disk:
 
     def __init__(self, root: Path, seed: str) -> None:
         self.failing: int | None = None  # the errno that writes end with now
+        self.has_failed = False
         self.num_losses = 0  # files and names that crashes took
         self._root = root
         self._random = random.Random(f"{seed}/disk")
@@ -42,6 +43,7 @@ class Disk:
             self._log_bytes = self._size(self._log)
         if self.failing is None or not point.startswith(("server.file.", "server.store.written", "server.upload.")):
             return
+        self.has_failed = True
         if point.startswith("server.store."):
             error = sqlite3.OperationalError("the disk fails")
             error.sqlite_errorname = "SQLITE_FULL" if self.failing == errno.ENOSPC else "SQLITE_IOERR"

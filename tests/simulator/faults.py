@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lockstep_server.training import MAX_FAILURES
 from tests.simulator.checks import MIN_STEPS
 from tests.simulator.network import Stream
 from tests.simulator.worker import Worker
@@ -70,7 +71,7 @@ def draw(seed: str, kinds: Sequence[str]) -> tuple[Fault, ...]:
     for i in range(draws.randint(5, 25)):
         at_s += min(draws.expovariate(1.0 / mean_s), 0.35 if i < 4 else 30.0)
         (kind,) = draws.choices(kinds, weights)
-        numbers = [round(draws.random(), 4) for _ in range(3)]
+        numbers = [draws.randrange(10_000) / 10_000 for _ in range(3)]
         plan.append(Fault(round(at_s, 4), kind, *numbers, hard=draws.random() < 0.5))
     return tuple(plan)
 
@@ -114,12 +115,30 @@ def slow_worker(run: "Simulation", fault: Fault) -> str:
 
 def resize(run: "Simulation", fault: Fault) -> str:
     slots = int(fault.how * 5)
-    if slots == run.fleet.worker_slots:
+    before = run.plan.worker_slots
+    if slots == before or run.fleet.worker_slots != before:
         return ""
-    before, run.fleet.worker_slots = run.fleet.worker_slots, run.fleet.worker_slots
     run.fleet.resize(slots)
     run.loop.root.later(fault.seconds, run.fleet.resize, before)
     return f"the cluster has room for {slots} workers, not {before}, for {fault.seconds:.2f} s"
+
+
+def corrupt(run: "Simulation", fault: Fault) -> str:
+    worker = _worker(run, fault)
+    if worker is None:
+        return ""
+    worker.wrong_bits.append(int(fault.how * 64) + 64 * run.num_corrupt)  # no two agree on what is wrong
+    run.num_corrupt += 1
+    return f"worker {worker.process.name} sends a wrong bit"
+
+
+def fail_worker(run: "Simulation", fault: Fault) -> str:
+    worker = _worker(run, fault)
+    if worker is None or worker.fails or run.num_failures + 1 == MAX_FAILURES:  # so many at one step end the job
+        return ""
+    worker.fails = True
+    run.num_failures += 1
+    return f"worker {worker.process.name} runs out of memory"
 
 
 # The network
@@ -258,6 +277,8 @@ KINDS: dict[str, Callable[["Simulation", Fault], str]] = {
         block,
         slow_stream,
         copy_messages,
+        corrupt,
+        fail_worker,
         kill_server,
         kill_server_at_event,
         kill_server_at_point,

@@ -21,8 +21,9 @@ RESTART_S = 1.0  # compose starts a container again that has ended
 class FleetHost:
     """Starts the fleet, and starts it again. Its workers live and die with it."""
 
-    def __init__(self, loop: Loop, network: Network, seed: str, *, worker_slots: int) -> None:
+    def __init__(self, loop: Loop, network: Network, seed: str, *, worker_slots: int, cpus_per_worker: int) -> None:
         self.worker_slots = worker_slots
+        self.cpus_per_worker = cpus_per_worker
         self.num_lives = 0
         self._loop = loop
         self._network = network
@@ -78,7 +79,9 @@ class Driver:
             await asyncio.sleep(TICK_S)
 
     def _look(self) -> None:
-        resources = training_pb2.FleetResources(worker_slots=self._host.worker_slots, cpus_per_worker=1, nodes=1)
+        resources = training_pb2.FleetResources(
+            worker_slots=self._host.worker_slots, cpus_per_worker=self._host.cpus_per_worker, nodes=1
+        )
         self._carry(self._fleet.resources_changed(resources))
 
     # The connection to the server, as the product's link keeps it.
@@ -149,6 +152,7 @@ class Driver:
             self._network,
             job_id,
             worker_id,
+            num_cpus=self._host.cpus_per_worker,
             joined=lambda: self._joined(worker_id),
             ended=lambda error: self._ended(worker_id, error),
         )

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 EPOCH_S = 1_700_000_000.0  # what the processes take for the time of day at virtual time 0
+MAX_EVENTS_AT_ONCE = 20_000
 _PROCESS: "contextvars.ContextVar[Process]" = contextvars.ContextVar("process")
 
 
@@ -27,6 +28,10 @@ class Crash(BaseException):
 
 class RanDryError(Exception):
     """Nothing is under way and no timer runs: whoever waits now waits for ever."""
+
+
+class SpinsError(Exception):
+    """A process is busy for ever: time stands still."""
 
 
 class TooLateError(Exception):
@@ -98,6 +103,7 @@ class Loop(asyncio.BaseEventLoop):
         self.thread_s: Callable[[Process], float] = lambda process: 0.0  # further delay of a call in a thread
         self.trace = 0  # a number that two runs share when the same callbacks ran at the same times
         self._now = 0.0
+        self._num_events_before = 0  # this moment
         self._runnable: list[Process] = []
         self._thread_free_s: dict[int, float] = {}
         self._finished = False
@@ -138,6 +144,8 @@ class Loop(asyncio.BaseEventLoop):
             return
         process.num_events += 1
         self.num_events += 1
+        if self.num_events - self._num_events_before > MAX_EVENTS_AT_ONCE:
+            raise SpinsError(f"{process.name}: {handle!r}")
         self.trace = hash((self.trace, self._now, process.number))
         handle._run()
 
@@ -220,7 +228,9 @@ class Loop(asyncio.BaseEventLoop):
             if due._cancelled:
                 self._timer_cancelled_count -= 1
                 continue
-            self._now = max(self._now, due._when)
+            if due._when > self._now:
+                self._now = due._when
+                self._num_events_before = self.num_events
             if self._now > self.limit_s:
                 raise TooLateError
             self._enqueue(due)

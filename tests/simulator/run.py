@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lockstep_proto import failpoints
 from lockstep_server import update
@@ -18,7 +19,7 @@ from tests.simulator.disk import Disk, watched
 from tests.simulator.faults import Fault
 from tests.simulator.fleet import FleetHost
 from tests.simulator.jobs import Case
-from tests.simulator.loop import Crash, Loop, Process, RanDryError, TooLateError, virtual
+from tests.simulator.loop import Crash, Loop, Process, RanDryError, SpinsError, TooLateError, virtual
 from tests.simulator.network import Network
 from tests.simulator.server import ServerHost
 
@@ -34,7 +35,9 @@ class Plan:
 
     seed: int
     case: Case
+    options: dict[str, Any]  # of its spec, without influence on what it computes
     worker_slots: int
+    cpus_per_worker: int
     lease_s: float
     checkpoint_s: float
     faults: tuple[Fault, ...]
@@ -67,13 +70,19 @@ class Report:
 def plan(seed: int) -> Plan:
     """Draw the run of a seed."""
     draws = random.Random(f"{seed}/plan")
+    options = {
+        "audit": draws.choice((0.0, 0.0, 0.3, 1.0)),  # what is computed once is believed
+        "checkpoints": draws.choice(({}, {"every_steps": draws.randint(1, 10)})),
+    }
     return Plan(
         seed=seed,
         case=draws.choice(jobs.CASES),
+        options=options,
         worker_slots=draws.choice((1, 2, 3, 3, 4)),
+        cpus_per_worker=draws.choice((1, 1, 2)),
         lease_s=draws.choice((0.5, 2.0, 2.0)),
         checkpoint_s=draws.choice((0.5, 2.0, 30.0)),
-        faults=faults.draw(str(seed), list(faults.KINDS)),
+        faults=faults.draw(str(seed), [kind for kind in faults.KINDS if kind != "corrupt" or options["audit"] == 1.0]),
     )
 
 
@@ -101,6 +110,8 @@ class Simulation:
         self.logged: list[str] = []
         self.story: list[str] = []
         self.num_faults = 0
+        self.num_corrupt = 0  # of them, such as let a worker send a wrong bit
+        self.num_failures = 0  # of them, such as let a worker's computation fail
         self.disk_delay_s = 0.0
         self.point: str | None = None  # at which the server is to die
         self.at_point: Fault | None = None
@@ -128,16 +139,22 @@ class Simulation:
         self.server = ServerHost(
             self.loop, self.network, self.disk, lease_s=what.lease_s, checkpoint_s=what.checkpoint_s
         )
-        self.fleet = FleetHost(self.loop, self.network, str(what.seed), worker_slots=what.worker_slots)
-        self.client = Client(self.loop, self.network, "client", jobs.spec_of(what.case))
+        self.fleet = FleetHost(
+            self.loop,
+            self.network,
+            str(what.seed),
+            worker_slots=what.worker_slots,
+            cpus_per_worker=what.cpus_per_worker,
+        )
+        self.client = Client(self.loop, self.network, "client", jobs.spec_of(what.case, **what.options))
         for fault in what.faults:
             self.loop.root.later(fault.at_s, self._happens, fault)
         try:
             self.loop.run_until_complete(self.client.done)
-        except (TooLateError, RanDryError) as error:
+        except (TooLateError, RanDryError, SpinsError) as error:
             job = self.client.job
             now = "no job" if job is None else f"it is in state {job.state}, {job.phase}"
-            stuck = f"the job has not ended ({type(error).__name__} at {self.loop.time():.1f} s): {now}"
+            stuck = f"the job has not ended ({error!r} at {self.loop.time():.1f} s): {now}"
             return [stuck, *self.loop.problems, *self.loop.unseen_errors(), *self.logged]
         except Exception as error:
             return [f"the client failed: {error!r}", *self.loop.problems, *self.loop.unseen_errors(), *self.logged]

@@ -20,10 +20,10 @@ ADDRESS = "server"
 
 
 class ServerHost:
-    """Starts the server, and starts it again. `steps` has (job, attempt, record) of every step of every life."""
+    """Starts the server, and starts it again. `steps` has (life, attempt, record) of every step."""
 
     def __init__(self, loop: Loop, network: Network, disk: Disk, **settings: Any) -> None:
-        self.steps: list[tuple[str, int, StepRecord]] = []
+        self.steps: list[tuple[int, int, StepRecord]] = []
         self.num_lives = 0
         self.controller: Controller | None = None
         self._loop = loop
@@ -94,11 +94,11 @@ class ServerHost:
 
     def _observe(self, controller: Controller) -> None:
         """Take note of every step that is recorded."""
-        journal, directory = controller._journal, controller._directory
+        journal, directory, life = controller._journal, controller._directory, self.num_lives
         record_step = journal.step
 
         def step(job_id: str, record: StepRecord) -> None:
-            self.steps.append((job_id, directory.find(job_id).job.attempt, record))
+            self.steps.append((life, directory.find(job_id).job.attempt, record))
             record_step(job_id, record)
 
         journal.step = step  # type: ignore[method-assign]

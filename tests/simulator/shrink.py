@@ -44,8 +44,8 @@ def describe(report: Report) -> str:
     """The story of a run, short: its seed, its job, what happened when, and what broke."""
     plan = report.plan
     head = (
-        f"seed {plan.seed}: job {plan.case.name}, room for {plan.worker_slots} workers, lease {plan.lease_s:g} s, "
-        f"a checkpoint every {plan.checkpoint_s:g} s"
+        f"seed {plan.seed}: job {plan.case.name}, {plan.options}, room for {plan.worker_slots} workers, "
+        f"lease {plan.lease_s:g} s, a checkpoint every {plan.checkpoint_s:g} s"
     )
     broke = [f"{'BROKE':>11}  {problem}" for problem in report.problems or report.void]
     return "\n".join([head, *report.story, *broke])

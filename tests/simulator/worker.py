@@ -3,7 +3,9 @@
 import asyncio
 import random
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
 
 from lockstep_proto import codec
 from lockstep_proto.numerics import fingerprint
@@ -31,21 +33,25 @@ class Worker:
         job_id: str,
         worker_id: str,
         *,
+        num_cpus: int,
         joined: Callable[[], None],
         ended: Callable[[str | None], None],
     ) -> None:
         self.process = Process(loop, worker_id)
         self.slowness = 1.0  # factor on what its computations take
         self.num_copies = 0  # so many of the next chunks are sent twice
+        self.wrong_bits: list[int] = []  # each is turned over in one further chunk
+        self.fails = False  # the next computation does
         self._loop = loop
         self._network = network
         self._random = random.Random(f"{network.seed}/{worker_id}")
         self._step_s = self._random.uniform(0.1, 0.5)  # for all shards of a job
+        self._num_cpus = num_cpus
         self._joined = joined
         self._ended = ended
         self._session = Session(
             training_pb2.WorkerHello(
-                job_id=job_id, worker_id=worker_id, host=socket.gethostname(), num_cpus=1, numerics=fingerprint()
+                job_id=job_id, worker_id=worker_id, host=socket.gethostname(), num_cpus=num_cpus, numerics=fingerprint()
             )
         )
         self._engine: tuple[Job, Engine] | None = None
@@ -119,21 +125,44 @@ class Worker:
         self.process.kill()
 
     async def _compute(self, computation: Compute, stream: Stream) -> None:
-        messages: list[bytes] = []
-        task = computation.task
-        engine = self._engine_for(computation.job)
-        engine.answer(task, computation.parameters, messages.append, lambda: self._session.superseded(computation))
-        num_shards = sum(hi - lo for lo, hi in task.ranges)
-        for message in messages:
-            share = num_shards / computation.job.spec.shards / len(messages)
-            await asyncio.sleep(self._step_s * self.slowness * share)
-            if self._session.superseded(computation):
-                break
+        left_off = False  # superseded, as seen when a shard was begun
+
+        async def go_through(share: Iterator[None]) -> None:
+            nonlocal left_off
+            while True:
+                left_off = self._session.superseded(computation)
+                await asyncio.sleep(self._shard_s(computation.job))
+                with np.errstate(all="ignore"):
+                    if next(share, self) is self:
+                        return
+
+        task, parameters = computation.task, computation.parameters
+        try:
+            self._fail_if_due()
+            engine = self._engine_for(computation.job)
+            begun = engine.begin(task, parameters, lambda message: self._send(stream, message), lambda: left_off)
+            await asyncio.gather(*map(go_through, begun.shares))
+            begun.finish()
+        except MemoryError as error:
+            self._carry(self._session.failed(error))
+        else:
+            self._carry(self._session.computed())
+
+    def _shard_s(self, job: Job) -> float:
+        return self._step_s / job.spec.shards * self.slowness * self._random.uniform(0.8, 1.2)
+
+    def _fail_if_due(self) -> None:
+        if self.fails:
+            self.fails = False
+            raise MemoryError("out of memory")
+
+    def _send(self, stream: Stream, message: bytes) -> None:
+        if self.wrong_bits and len(message) > codec.NODE_HEADER_BYTES:
+            message = _flip(message, self.wrong_bits.pop())
+        stream.up.send(message)
+        if self.num_copies:
+            self.num_copies -= 1
             stream.up.send(message)
-            if self.num_copies:
-                self.num_copies -= 1
-                stream.up.send(message)
-        self._carry(self._session.computed())
 
     def _engine_for(self, job: Job) -> Engine:
         if self._engine is None or self._engine[0] is not job:
@@ -143,7 +172,13 @@ class Worker:
                 job.chunk_elements,
                 training=jobs.shards(num_shards, training=True),
                 validation=jobs.shards(num_shards, training=False),
-                num_cpus=1,
+                num_cpus=self._num_cpus,
             )
             self._engine = (job, engine)
         return self._engine[1]
+
+
+def _flip(message: bytes, bit: int) -> bytes:
+    """Turn over one bit of the values, counted from their end."""
+    byte = len(message) - 1 - bit // 8 % (len(message) - codec.NODE_HEADER_BYTES)
+    return message[:byte] + bytes([message[byte] ^ 1 << bit % 8]) + message[byte + 1 :]
