@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Iterable
 
 LATE = 3.0  # a worker that takes so many times the usual is late: beyond what a busy neighbour does to it
-LATE_STEPS = 3  # running, after which a worker has fewer shards: one is chance
+LATE_STEPS = 3  # running, after which a worker has fewer shards, or its share again: one is chance
+LATE_STEPS_S = 0.04  # that they must span, since what keeps a process from a core now and then lasts many small steps
 MIN_LATE_S = 0.02  # what a process now and then stands still; a shorter delay is not worth a second computation
 RETRY_S = 5.0  # until a worker without shards is tried again, or as many of its turns; doubled with each failed trial
 LONGEST_RETRY_S = 60.0
@@ -21,7 +22,8 @@ class Pace:
 
     def __init__(self) -> None:
         self._turns_s: deque[float] = deque(maxlen=REMEMBERED)
-        self._num_late = 0  # steps running
+        self._num_changed = 0  # steps running in which it was late, or in time if it counts as slow
+        self._changed_s = 0.0  # when the first of them ended
         self.slow = False  # has shards by its own speed, not by its CPUs
         self._retry_s = math.inf
         self._wait_s = RETRY_S
@@ -34,20 +36,25 @@ class Pace:
     def took(self, turn_s: float, now: float, *, late: bool) -> bool:
         """Take in how long a turn took. Return whether the worker's share of the shards changes for it."""
         self._turns_s.append(turn_s)
-        if not late:
-            was_slow, self.slow = self.slow, False
-            self._num_late, self._retry_s, self._wait_s = 0, math.inf, RETRY_S
-            return was_slow
-        self._num_late += 1
-        if self.slow:
-            on_trial = self._retry_s < math.inf
-            if on_trial:
-                self._put_off(now)
-            return on_trial
-        self.slow = self._num_late == LATE_STEPS
-        if self.slow:
+        if late == self.slow:
+            self._num_changed = 0
+            return self.slow and self._failed_trial(now)
+        self._num_changed += 1
+        if self._num_changed == 1:
+            self._changed_s = now
+        if self._num_changed < LATE_STEPS or now - self._changed_s < LATE_STEPS_S:
+            return False
+        self.slow, self._num_changed = late, 0
+        self._retry_s, self._wait_s = math.inf, RETRY_S
+        if late:
             self._turns_s = deque([turn_s], maxlen=REMEMBERED)  # how it was before says nothing any more
-        return self.slow
+        return True
+
+    def _failed_trial(self, now: float) -> bool:
+        on_trial = self._retry_s < math.inf
+        if on_trial:
+            self._put_off(now)
+        return on_trial
 
     def rests(self, now: float) -> bool:
         """Whether a slow worker that has no shards is still to be left alone, and not tried again with one."""

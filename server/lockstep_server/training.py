@@ -86,7 +86,7 @@ class Training:
         self._begun = False
         self._halt: tuple[Outcome, float] | None = None  # and when it was asked for
         self._num_failures = 0  # of workers, at this version
-        self._told_late_s = -TELL_LATE_S
+        self._told_late_s = self._told_share_s = -TELL_LATE_S
         self._doubted = -1  # the version whose step was not finite though all its shards are
 
     @property
@@ -339,7 +339,10 @@ class Training:
     def _close(self, current: Round, now: float) -> list[Effect]:
         assert current.sums is not None
         changed = self.handout.closed(current, now)
-        effects: list[Effect] = [Notice(WARNING if w.pace.slow else INFO, words.share_changed(w)) for w in changed]
+        effects: list[Effect] = []
+        if changed and now - self._told_share_s >= TELL_LATE_S:
+            self._told_share_s = now
+            effects += [Notice(WARNING if w.pace.slow else INFO, words.share_changed(w)) for w in changed]
         self._waiting.progress()
         close = self._close_evaluation if current.evaluates else self._close_version
         return effects + close(current, current.sums, now)

@@ -1,8 +1,12 @@
-from lockstep_server.pace import LONGEST_RETRY_S, RETRY_S, Pace, usual_turn_s
+from lockstep_server.pace import LATE_STEPS_S, LONGEST_RETRY_S, RETRY_S, Pace, usual_turn_s
 
 
-def late(pace, times, *, now=0.0, turn_s=10.0):
-    return [pace.took(turn_s, now, late=True) for _ in range(times)]
+def late(pace, times, *, now=0.0, turn_s=10.0, every_s=LATE_STEPS_S):
+    return [pace.took(turn_s, now + i * every_s, late=True) for i in range(times)]
+
+
+def in_time(pace, times, *, now=0.0):
+    return [pace.took(1.0, now + i * LATE_STEPS_S, late=False) for i in range(times)]
 
 
 def test_the_usual_is_the_lower_median_so_that_the_slower_of_two_is_told_from_the_other():
@@ -46,10 +50,18 @@ def test_a_slow_worker_without_shards_is_tried_again_and_each_time_later():
     assert waits[-1] == LONGEST_RETRY_S
 
 
-def test_a_slow_worker_that_is_in_time_again_is_as_any_other():
+def test_a_slow_worker_that_is_in_time_three_steps_running_is_as_any_other():
     pace = Pace()
     late(pace, 3)
     pace.rests(0.0)
-    assert pace.took(1.0, 6.0, late=False)
+    assert in_time(pace, 2, now=60.0) == [False, False]
+    late(pace, 1, now=61.0)
+    assert in_time(pace, 3, now=120.0) == [False, False, True]
     assert not pace.slow
     assert late(pace, 2) == [False, False]
+
+
+def test_many_small_steps_within_one_pause_of_a_process_are_no_slowness():
+    pace = Pace()
+    assert not any(late(pace, 30, every_s=LATE_STEPS_S / 40))
+    assert late(pace, 1, now=LATE_STEPS_S) == [True]

@@ -7,7 +7,7 @@ from lockstep_proto import codec
 from lockstep_proto.codec import NodeChunk
 from lockstep_proto.v1 import service_pb2
 from lockstep_server.effects import Dismiss, Ended, Notice
-from lockstep_server.pace import LATE, RETRY_S
+from lockstep_server.pace import LATE, LATE_STEPS, RETRY_S
 from lockstep_server.records import Outcome
 from lockstep_server.training import HALT_S, MAX_FAILURES, STUCK_S
 from tests.one_thread import OneThreadCluster
@@ -129,9 +129,10 @@ def test_a_worker_that_is_late_three_steps_running_loses_its_shards_and_is_tried
     cluster.now += RETRY_S * max(1.0, cluster.training.workers["c"].pace.turn_s)
     cluster.step("a", "b")
     assert cluster.shards()["c"] == 1, "a trial"
-    cluster.now += 0.2
-    cluster.deliver("c")
-    cluster.step("a", "b")
+    for _ in range(LATE_STEPS):
+        cluster.now += 11.0  # beyond what people have heard of last
+        cluster.deliver("c")
+        cluster.step("a", "b")
     assert cluster.said("worker c is as fast as usual again")
     assert cluster.shards()["c"] >= 2
 
