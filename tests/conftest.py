@@ -42,20 +42,19 @@ def lacks_promtool() -> str:
 
 
 @functools.cache
-def lacks_netns() -> str:
-    """Why network namespaces with slow links cannot be made here; empty if they can."""
-    for tool in ("ip", "tc"):
+def lacks_namespaces() -> str:
+    """Why links cannot be cut and slowed here; empty if they can."""
+    for tool in ("ip", "iptables", "tc"):
         if shutil.which(tool) is None:
-            return f"{tool} is not installed (Debian: the package iproute2)"
-    name = f"lockstep-{os.getpid()}-probe"
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
-    if made.returncode:
-        return f"no network namespaces: {made.stderr.strip()}"
-    subprocess.run(["ip", "netns", "delete", name], check=True)
-    return ""
+            return f"{tool} is not installed (Debian: the packages iproute2 and iptables)"
+    name = f"lockstep-{os.getpid()}"
+    answer = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False, timeout=30)
+    if answer.returncode == 0:
+        subprocess.run(["ip", "netns", "del", name], check=True, timeout=30)
+    return answer.stderr.strip()
 
 
-NEEDS = {"docker": lacks_docker, "netns": lacks_netns, "promtool": lacks_promtool}
+NEEDS = {"docker": lacks_docker, "promtool": lacks_promtool, "netns": lacks_namespaces}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

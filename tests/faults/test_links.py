@@ -1,0 +1,86 @@
+"""Workers whose links are cut, in one direction or both, for a while or for good, or are slow: packets are lost."""
+
+import functools
+import time
+
+import pytest
+
+from tests.faults.cluster import LEASE_S, Cluster
+from tests.faults.fleet import SmallFleet
+from tests.faults.judging import assert_undisturbed, told
+from tests.faults.links import Links
+from tests.faults.stories import reach, submit, until_ended
+
+pytestmark = [pytest.mark.faults, pytest.mark.netns]
+LONG = {"epochs": 40}
+FEW_LEASES_S = 6 * LEASE_S  # of which the first finds out, and one is the slowness of a busy machine
+
+
+@pytest.fixture
+def links():
+    made = Links(2)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def cluster(links, tmp_path):
+    make_fleet = functools.partial(SmallFleet, slots=links.slots)
+    with Cluster(tmp_path / "cluster", make_fleet=make_fleet, host=links.host) as made:
+        yield made
+
+
+def await_steps(job, number):
+    """Wait until so many more steps are done; return the seconds that took."""
+    begun = time.monotonic()
+    reach(job, job.refresh().step + number)
+    return time.monotonic() - begun
+
+
+@pytest.mark.parametrize("directions", [("out",), ("in",), ("in", "out")], ids="-".join)
+def test_the_step_completes_on_the_other_worker_and_one_that_comes_back_is_refused(cluster, links, directions):
+    job = submit(cluster, **LONG)
+    reach(job, 20)
+    cluster.fleet.out_of_reach.add(0)
+    lost = cluster.fleet.workers["w-1"]
+    links[0].cut(*directions)
+    delay_s = await_steps(job, 3)
+    await_steps(job, 30)
+    links[0].mend()
+    assert lost.wait(30) == 0, "it was told not to come back, and has ended"
+    until_ended(job)
+    assert_undisturbed(job, **LONG)
+    assert delay_s < FEW_LEASES_S, told(job)
+
+
+def test_a_link_that_is_cut_for_less_than_a_lease_costs_no_worker(cluster, links):
+    job = submit(cluster, **LONG)
+    reach(job, 20)
+    links[0].cut("in", "out")
+    time.sleep(LEASE_S / 4)
+    links[0].mend()
+    until_ended(job)
+    assert_undisturbed(job, **LONG)
+    assert len(cluster.fleet.workers) == 2, told(job)
+
+
+def test_a_job_whose_workers_are_all_cut_off_waits_and_goes_on_with_others(cluster, links):
+    job = submit(cluster, **LONG)
+    reach(job, 20)
+    for i in (0, 1):
+        links[i].cut("in", "out")
+    while not job.refresh().phase.startswith("waiting for workers: 0 of 1"):
+        assert job.state == "running"
+        time.sleep(0.1)
+    for i in (0, 1):
+        links[i].mend()
+    until_ended(job)
+    assert_undisturbed(job, **LONG)
+
+
+def test_a_slow_link_does_not_hold_the_others_up(cluster, links):
+    job = submit(cluster, **LONG)
+    reach(job, 20)
+    links[0].slow(200_000)  # a gradient of 1.3 MB takes it seven seconds
+    until_ended(job)
+    assert_undisturbed(job, **LONG)

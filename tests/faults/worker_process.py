@@ -1,0 +1,39 @@
+"""A worker as a plain process, without Ray: `python -m tests.faults.worker_process SERVER JOB WORKER NUM_SHARDS`.
+
+SIGTERM asks it to leave in order; the end of its standard input ends it.
+"""
+
+import os
+import signal
+import sys
+import threading
+
+import threadpoolctl
+
+from lockstep_worker.exchange import Worker
+from tests.faults import task
+
+
+def main(server: str, job_id: str, worker_id: str, num_shards: int) -> None:
+    threadpoolctl.threadpool_limits(1)
+    worker = Worker(
+        worker_id,
+        job_id,
+        server,
+        num_cpus=1,
+        training=task.training(num_shards),
+        validation=task.validation(num_shards),
+    )
+    signal.signal(signal.SIGTERM, lambda *_: worker.leave())
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    print(worker.run(), flush=True)
+
+
+def end_with_parent() -> None:
+    while os.read(0, 4096):
+        pass
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4], int(sys.argv[4]))
