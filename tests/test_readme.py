@@ -23,7 +23,7 @@ README = PAGES[0].read_text("utf-8")
 
 # Commands that are not run here, and by what they are: a file, and words in it that do it.
 ELSEWHERE = {
-    "./scripts/test": (".ci/run", "./scripts/test --no-skips"),
+    "./scripts/test": (".ci/run", "./scripts/test --all --no-skips"),
     "docker-compose up -d --build": ("tests/deploy/conftest.py", '"docker-compose", "build", "--quiet", "server"'),
     "docker-compose up": ("tests/deploy/compose.py", 'compose("up", "--detach", "--scale", '),
     "docker-compose up -d --scale ray-worker=3": (

@@ -19,7 +19,7 @@ from tests.deploy.faults import ACTIONS, Fault, schedule
 from tests.deploy.load import Load, Look
 from tests.deploy.recovery import Window
 
-pytestmark = [pytest.mark.docker, pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.docker, pytest.mark.cluster, pytest.mark.timeout(900), pytest.mark.slow]
 
 WORKERS = 3
 STUCK_S = 120.0  # a cluster that is not whole so long after a fault counts as stuck

@@ -11,7 +11,7 @@ from tests.faults.judging import assert_undisturbed, told
 from tests.faults.links import Links
 from tests.faults.stories import reach, submit, until_ended
 
-pytestmark = [pytest.mark.faults, pytest.mark.netns]
+pytestmark = [pytest.mark.faults, pytest.mark.netns, pytest.mark.slow]
 LONG = {"epochs": 40}
 FEW_LEASES_S = 6 * LEASE_S  # of which the first finds out, and one is the slowness of a busy machine
 

@@ -13,7 +13,7 @@ from tests.faults.cluster import LEASE_S, Cluster
 from tests.faults.judging import assert_undisturbed, told
 from tests.faults.stories import WAIT_S, reach, submit, until_ended
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 NUM_KILLS = 10
 LONG = {"epochs": 40}  # some seconds of training
 QUIET_S = 10.0

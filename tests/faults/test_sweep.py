@@ -13,7 +13,7 @@ from tests.faults.judging import problems, told
 from tests.faults.ray_fleet import RayCluster, RayFleet
 from tests.faults.stories import STORIES
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 SIDE_BY_SIDE = 3  # a case waits more than it computes
 
 
