@@ -1,12 +1,14 @@
 """What a worker answers to a task. That its sums have the right bits is shown by the tests across houses."""
 
+import sys
+
 import numpy as np
 import pytest
 
 from lockstep_proto import codec
 from lockstep_proto.codec import NodeChunk
 from lockstep_proto.layout import Layout
-from lockstep_proto.spec import read_spec
+from lockstep_proto.spec import read_spec, to_dict
 from lockstep_proto.v1 import training_pb2
 from lockstep_worker.engine import Engine
 from lockstep_worker.following import Task
@@ -104,3 +106,12 @@ def test_what_is_superseded_is_left_off_between_shards_and_not_answered(kind):
     asked = Asked({0: NAN})
     assert asked.answer(task(kind, (0, 4)), superseded=lambda: bool(asked.fetched)) == []
     assert asked.fetched == [0]
+
+
+@pytest.mark.parametrize(("wire_dtype", "expected"), [("float32", finding()), ("bfloat16", finding(3, 3))])
+def test_a_gradient_that_becomes_infinite_when_it_is_rounded_is_found(monkeypatch, wire_dtype, expected):
+    """3.4e38 is a float32, and more than the largest bfloat16."""
+    spec = read_spec(to_dict(SPEC) | {"loss": "absolute_error", "wire_dtype": wire_dtype})
+    monkeypatch.setattr(sys.modules[__name__], "SPEC", spec)
+    asked = Asked({3: shard(3.4e38, 0.5)})
+    assert asked.answer(task(EXAMINE, (0, 5)), w2=1.0, w3=1.0) == expected
