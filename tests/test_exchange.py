@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -141,6 +142,14 @@ def test_workers_train_a_job_to_its_end_and_hear_of_it(cpus, expected):
         assert [future.result(WAIT_S) for future in futures] == ["the job has ended"] * len(cpus)
         assert host.listener.outcome.stop_reason == service_pb2.STOP_REASON_EPOCHS
         assert all(record.compute_s > 0 for record in host.listener.steps)
+
+
+def test_bfloat16_travels_there_and_back():
+    settings = replace(SETTINGS, bfloat16=True)
+    with Host(settings) as host:
+        for name, num_cpus in (("a", 1), ("b", 2)):
+            host.worker(name, num_cpus)
+        assert host.digest == plain_loop.train(settings, X, Y).digest(settings)
 
 
 def test_a_worker_leaves_in_the_middle_and_another_comes(expected):
