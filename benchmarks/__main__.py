@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from benchmarks import data, machine, network, page, server, start, step
+from benchmarks import data, machine, network, page, scaling_page, server, start, step
 from benchmarks.choices import choice
 from benchmarks.table import Table
 
@@ -54,6 +54,9 @@ def main() -> None:
         "--markdown", nargs="?", type=Path, const=page.PERFORMANCE, metavar="FILE", help=f"write {page.PERFORMANCE}"
     )
     every.set_defaults(run=_run_all)
+    scaling = commands.add_parser("scaling", help=scaling_page.HELP, description=scaling_page.HELP)
+    scaling_page.add_options(scaling)
+    scaling.set_defaults(run=lambda options: scaling_page.run(options, _command()))
     options = parser.parse_args()
     options.run(options)
 
@@ -73,11 +76,14 @@ def _run_all(options: argparse.Namespace) -> None:
         benchmark.add_options(parser)
         arguments = parser.parse_args(benchmark.QUICK if options.quick else ())
         sections.append(page.Section(name, benchmark.HELP, benchmark.measure(arguments)))
-    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
     if options.markdown is None:
         print("\n\n".join([machine.describe(), *(str(table) for section in sections for table in section.tables)]))
     else:
-        options.markdown.write_text(page.performance(command, sections))
+        options.markdown.write_text(page.performance(_command(), sections))
+
+
+def _command() -> str:
+    return shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ class Gradient:
     """Forward and backward pass over fixed rows: relu inside, softmax and cross entropy at the end."""
 
     def __init__(self, sizes: tuple[int, ...], x: Array, labels: Array, parameters: list[tuple[Array, Array]]) -> None:
-        self._x, self._labels, self._parameters = x, labels, parameters
+        self._x, self._labels, self.parameters = x, labels, parameters
         self._rows = np.arange(len(x))
         self._z = [np.empty((len(x), n), x.dtype) for n in sizes[1:]]
         self._d = [np.empty_like(z) for z in self._z]
@@ -34,7 +34,7 @@ class Gradient:
     def compute(self) -> None:
         """Fill `sums` with ΔW^l and Δb^l, summed over the rows."""
         z, last = self._x, len(self._z) - 1
-        for l, (w, b) in enumerate(self._parameters):
+        for l, (w, b) in enumerate(self.parameters):
             m = self._z[l]
             np.matmul(z, w, out=m)
             m += b
@@ -51,7 +51,7 @@ class Gradient:
             np.matmul(below.T, d, out=self.sums[l][0])
             np.add.reduce(d, axis=0, out=self.sums[l][1])
             if l:
-                np.matmul(d, self._parameters[l][0].T, out=self._d[l - 1])
+                np.matmul(d, self.parameters[l][0].T, out=self._d[l - 1])
                 d = self._d[l - 1]
                 d *= np.greater(below, 0, out=self._active[l - 1])
 
@@ -84,7 +84,8 @@ def _go(process: "subprocess.Popen[str]") -> None:
     process.stdin.flush()
 
 
-def _shard(case: Case, num_rows: int) -> Gradient:
+def shard(case: Case, num_rows: int) -> Gradient:
+    """Return the computation of so many rows of noise."""
     random = np.random.default_rng(0)
     parameters = [
         (random.normal(0, n_in**-0.5, (n_in, n_out)).astype(np.float32), np.zeros(n_out, np.float32))
@@ -97,11 +98,11 @@ def _shard(case: Case, num_rows: int) -> Gradient:
 def main() -> None:
     """Be one of the processes: get ready, wait for a line, compute, print the seconds."""
     case, (batch, num_shards, num_steps) = CASES[sys.argv[1]], map(int, sys.argv[2:])
-    shard = _shard(case, batch // num_shards)
+    gradient = shard(case, batch // num_shards)
 
     def step() -> None:
         for _ in range(num_shards // NUM_PROCESSES):
-            shard.compute()
+            gradient.compute()
 
     for _ in range(1 + num_steps // WARMUP_SHARE):
         step()

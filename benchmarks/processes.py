@@ -48,6 +48,11 @@ def cpu_s(pid: int) -> float:
     return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
 
+def main_thread_cpu_s(pid: int) -> float:
+    """Return the CPU seconds of a process's first thread, which has the event loop."""
+    return int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
 def rss_bytes(pid: int) -> int:
     """Return the memory that a process holds."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()

@@ -8,12 +8,13 @@ import argparse
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 import numpy as np
 
-from benchmarks.processes import cpu_s, rss_bytes
+from benchmarks.processes import cpu_s, main_thread_cpu_s, rss_bytes
 from lockstep_proto import channels, codec, numerics, tree
 from lockstep_proto.codec import NodeChunk, ParameterChunk, Sums
 from lockstep_proto.layout import Chunking, Layout
@@ -26,7 +27,7 @@ ONE_ROW = Sums(1.0, 1.0, 0.0)
 class SyntheticWorker:
     """One worker of one job."""
 
-    def __init__(self, job_id: str, worker_id: str) -> None:
+    def __init__(self, job_id: str, worker_id: str, at_step: Callable[[int], None]) -> None:
         hello = training_pb2.WorkerHello(
             job_id=job_id, worker_id=worker_id, num_cpus=1, numerics=numerics.fingerprint()
         )
@@ -34,8 +35,7 @@ class SyntheticWorker:
         self._num_shards = 0
         self._chunks: list[memoryview] = []
         self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
-        self.step = -1
-        self.at_step: dict[int, Any] = {}
+        self._at_step = at_step
 
     async def run(self, channel: grpc.aio.Channel) -> None:
         """Work until the server says goodbye; dial until the job runs."""
@@ -83,9 +83,7 @@ class SyntheticWorker:
     def _work(self, work: training_pb2.Work) -> None:
         if work.kind != training_pb2.WORK_KIND_STEP:
             return
-        if work.version != self.step:
-            self.step = work.version
-            self.at_step.pop(work.version, lambda: None)()
+        self._at_step(work.version)
         for part in work.ranges:
             for node in tree.top_nodes(part.lo, part.hi, self._num_shards):
                 for index in reversed(range(len(self._chunks))):
@@ -94,31 +92,39 @@ class SyntheticWorker:
 
 
 class Probe:
-    """What the server and this process have used between two steps."""
+    """What the server and this process have used between two steps.
 
-    def __init__(self, server_pid: int) -> None:
+    A worker that the server takes for slow may have no part in these very steps: the first ones at or after them count.
+    """
+
+    def __init__(self, server_pid: int, first: int, last: int) -> None:
         self._pid = server_pid
-        self._begun = (0.0, 0.0, 0.0)
-        self.found: dict[str, float] = {}
+        self._first, self._last = first, last
+        self._begun: dict[str, float] | None = None
+        self.found: dict[str, float] | None = None
 
-    def begin(self) -> None:
-        """At the first step that counts."""
-        self._begun = self._now()
+    def at_step(self, step: int) -> None:
+        """A worker is to compute a step."""
+        if self._begun is None and step >= self._first:
+            self._begun = self._now(step)
+        elif self._begun is not None and self.found is None and step >= self._last:
+            self.found = {name: now - self._begun[name] for name, now in self._now(step).items()}
+            self.found["server_rss_bytes"] = rss_bytes(self._pid)
 
-    def end(self) -> None:
-        """At the last one."""
-        names = ("seconds", "server_cpu_s", "cpu_s")
-        self.found = {name: b - a for name, a, b in zip(names, self._begun, self._now(), strict=True)}
-        self.found["server_rss_bytes"] = rss_bytes(self._pid)
-
-    def _now(self) -> tuple[float, float, float]:
-        return time.perf_counter(), cpu_s(self._pid), time.process_time()
+    def _now(self, step: int) -> dict[str, float]:
+        return {
+            "steps": step,
+            "seconds": time.perf_counter(),
+            "server_cpu_s": cpu_s(self._pid),
+            "server_loop_s": main_thread_cpu_s(self._pid),
+            "cpu_s": time.process_time(),
+        }
 
 
 async def _run(options: argparse.Namespace) -> Probe:
-    probe = Probe(options.server_pid)
-    workers = [SyntheticWorker(options.job, f"w{i}") for i in range(options.first, options.first + options.workers)]
-    workers[0].at_step = {options.warmup: probe.begin, options.warmup + options.steps: probe.end}
+    probe = Probe(options.server_pid, options.warmup, options.warmup + options.steps)
+    names = [f"w{i}" for i in range(options.first, options.first + options.workers)]
+    workers = [SyntheticWorker(options.job, name, probe.at_step) for name in names]
     arguments = [*channels.channel_options(), ("grpc.use_local_subchannel_pool", 1)]  # each has a connection of its own
     opened = [grpc.aio.insecure_channel(options.server, options=arguments) for _ in workers]
     await asyncio.gather(*(worker.run(channel) for worker, channel in zip(workers, opened, strict=True)))
@@ -128,7 +134,7 @@ async def _run(options: argparse.Namespace) -> Probe:
 
 
 def main() -> None:
-    """Be some of a job's workers until it ends; print what was measured."""
+    """Be some of a job's workers until it ends; print what was measured, or null."""
     parser = argparse.ArgumentParser()
     for name in ("server", "job"):
         parser.add_argument(f"--{name}", required=True)
