@@ -62,6 +62,7 @@ class Reduction:
         """Whether every chunk has its root."""
         return self._open == 0
 
+    @np.errstate(all="ignore")  # what is not finite is found at the root
     def put(self, node: Node, chunk_index: int, sums: Sums, gradient: Array) -> Value | None:
         """Add the value of a node. Return the root if this completes it.
 

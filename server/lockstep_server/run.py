@@ -263,7 +263,7 @@ class JobRun:
 
     def _look_in_time(self) -> None:
         """Look at the training when it wants that; a look that is planned already for before will plan the next."""
-        wanted_s = self.training.handout.look_s
+        wanted_s = self.training.look_s
         if wanted_s < self._look_at_s and not self.training.ended:
             if self._looking is not None:
                 self._looking.cancel()

@@ -6,6 +6,7 @@ examination at one version; between rounds `_advance` decides what follows.
 """
 
 import contextlib
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -104,6 +105,11 @@ class Training:
             return f"evaluating after epoch {self.progress.epoch + 1} of {self.plan.num_epochs}"
         step = f"step {min(self.version + 1, self.plan.num_steps)} of {self.plan.num_steps}"
         return f"examining {step}" if kind == EXAMINE else step
+
+    @property
+    def look_s(self) -> float:
+        """When `tick` is wanted next, beside the leases; infinite while nobody can be late."""
+        return math.inf if self._round is None else self.handout.look_s
 
     def snapshot(self) -> Snapshot:
         """Return the present version, whole, whatever has arrived of the next."""

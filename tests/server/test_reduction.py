@@ -93,3 +93,11 @@ def test_a_second_round_starts_empty_and_reuses_buffers():
         reduction.release(root)
         reduction.reset()
         assert not reduction.complete
+
+
+def test_values_that_are_not_finite_are_summed_without_a_word():
+    reduction = Reduction(2, 1)
+    infinite = np.array([np.inf], np.float32)
+    reduction.put((0, 1), 0, Sums(1.0, 0.0, 0.0), infinite)
+    root = reduction.put((1, 2), 0, Sums(1.0, 0.0, 0.0), -infinite)
+    assert np.isnan(root.gradient).all()

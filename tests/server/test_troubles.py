@@ -256,6 +256,24 @@ def test_a_version_waits_for_its_second_copies_though_nobody_is_left_to_compute_
     assert cluster.steps == [], "no wrong version was closed"
 
 
+def test_without_workers_nobody_can_be_late():
+    cluster = Cluster(("a",), audit=1.0)
+    cluster.step("a")
+    version, copies = cluster.training.version, []
+
+    def second_copy_is_wrong(chunk):
+        copies.append(chunk)
+        return flip(chunk) if len(copies) == 2 else chunk
+
+    cluster.corrupt["a"] = second_copy_is_wrong
+    while not cluster.dismissed:  # by the word of its own third copy
+        cluster.now += 1.0
+        cluster.deliver("a")
+    assert cluster.training.version == version + 1
+    assert cluster.training.phase == "waiting for workers: 0 of 1"
+    assert cluster.training.look_s == np.inf, "else the server would look again and again, without a pause"
+
+
 def test_what_takes_the_place_of_a_lost_workers_shards_is_audited_too():
     cluster = Cluster(("a", "b", "c"), audit=1.0)
     cluster.lose("a")
