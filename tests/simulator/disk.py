@@ -25,6 +25,7 @@ class Disk:
     def __init__(self, root: Path, seed: str) -> None:
         self.failing: int | None = None  # the errno that writes end with now
         self.has_failed = False
+        self.num_damaged = 0  # checkpoints
         self.num_losses = 0  # files and names that crashes took
         self._root = root
         self._random = random.Random(f"{seed}/disk")
@@ -88,7 +89,7 @@ class Disk:
         content = bytearray(found[-1].read_bytes())
         content[self._random.randrange(len(content))] ^= 1 << self._random.randrange(8)
         found[-1].write_bytes(content)
-        self.num_losses += 1
+        self.num_damaged += 1
         return True
 
     # What a machine that goes down takes with it.

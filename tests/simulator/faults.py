@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lockstep_server.training import MAX_FAILURES
 from tests.simulator.checks import MIN_STEPS
+from tests.simulator.client import Client
 from tests.simulator.network import Stream
 from tests.simulator.worker import Worker
 
@@ -257,12 +258,14 @@ def stop_fleet(run: "Simulation", fault: Fault) -> str:
 
 
 def pause(run: "Simulation", fault: Fault) -> str:
-    return f"the job is paused for {fault.seconds:.2f} s" if run.client.pause(fault.seconds) else ""
+    client = _client(run, fault)
+    return f"the job of {client.name} is paused for {fault.seconds:.2f} s" if client.pause(fault.seconds) else ""
 
 
 def stop_job(run: "Simulation", fault: Fault) -> str:
+    client = _client(run, fault)
     enough = len(run.server.steps) >= MIN_STEPS  # else the run would show nothing
-    return "the job is stopped" if enough and run.client.stop() else ""
+    return f"the job of {client.name} is stopped" if enough and client.stop() else ""
 
 
 KINDS: dict[str, Callable[["Simulation", Fault], str]] = {
@@ -296,9 +299,21 @@ KINDS: dict[str, Callable[["Simulation", Fault], str]] = {
 WEIGHTS = dict.fromkeys(KINDS, 1.0) | {"kill_worker": 3.0, "cut": 3.0, "stop_job": 0.05, "resize": 0.5}
 
 
+def kinds(*, audited: bool) -> list[str]:
+    """What may happen to a job; where every node is computed twice, a worker may send what is wrong.
+
+    But not what it has sent already, which could pass for its second computation of a node.
+    """
+    return [kind for kind in KINDS if kind != ("copy_messages" if audited else "corrupt")]
+
+
 def _worker(run: "Simulation", fault: Fault) -> Worker | None:
     workers = run.fleet.workers
     return workers[int(fault.who * len(workers))] if workers else None
+
+
+def _client(run: "Simulation", fault: Fault) -> Client:
+    return run.clients[int(fault.who * len(run.clients))]
 
 
 def _stream(run: "Simulation", fault: Fault) -> Stream | None:

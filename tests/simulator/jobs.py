@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -38,10 +39,15 @@ class Expected:
     losses: list[float]
     norms: list[float]
     validation_losses: list[float]
+    epoch_ends: list[int]  # versions
 
     @property
     def num_steps(self) -> int:
         return len(self.losses)
+
+    @property
+    def best_digest(self) -> str:
+        return self.digests[self.epoch_ends[int(np.argmin(self.validation_losses))]]
 
 
 def _case(name: str, *, validation: bool = False, **settings: object) -> Case:
@@ -89,11 +95,17 @@ def expected(case: Case) -> Expected:
     s = case.settings
     result = plain_loop.train(s, X, Y, validation=(VALIDATION_X, VALIDATION_Y) if case.validation else None)
     return Expected(
-        digests=[plain_loop.Result(flat=flat).digest(s) for flat in result.versions],
+        digests=[digest(case, flat) for flat in result.versions],
         losses=result.losses,
         norms=result.norms,
         validation_losses=result.validation,
+        epoch_ends=[(epoch + 1) * len(result.losses) // s.epochs for epoch in range(s.epochs)],
     )
+
+
+def digest(case: Case, flat: "np.ndarray[Any, Any]") -> str:
+    """The digest of parameters."""
+    return plain_loop.Result(flat=flat).digest(case.settings)
 
 
 def shards(num_shards: int, *, training: bool) -> Callable[[int], Shard]:

@@ -1,5 +1,6 @@
 """One simulated run: a cluster, a job, a plan of faults, and what came of it."""
 
+import asyncio
 import gc
 import logging
 import random
@@ -38,6 +39,7 @@ class Plan:
     options: dict[str, Any]  # of its spec, without influence on what it computes
     worker_slots: int
     cpus_per_worker: int
+    fork: bool  # whether a second job starts from the first
     lease_s: float
     checkpoint_s: float
     faults: tuple[Fault, ...]
@@ -80,9 +82,10 @@ def plan(seed: int) -> Plan:
         options=options,
         worker_slots=draws.choice((1, 2, 3, 3, 4)),
         cpus_per_worker=draws.choice((1, 1, 2)),
+        fork=draws.random() < 0.25,
         lease_s=draws.choice((0.5, 2.0, 2.0)),
         checkpoint_s=draws.choice((0.5, 2.0, 30.0)),
-        faults=faults.draw(str(seed), [kind for kind in faults.KINDS if kind != "corrupt" or options["audit"] == 1.0]),
+        faults=faults.draw(str(seed), faults.kinds(audited=options["audit"] == 1.0)),
     )
 
 
@@ -146,19 +149,26 @@ class Simulation:
             worker_slots=what.worker_slots,
             cpus_per_worker=what.cpus_per_worker,
         )
-        self.client = Client(self.loop, self.network, "client", jobs.spec_of(what.case, **what.options))
+        self.clients = [self._client("client")]
+        if what.fork:
+            self.clients.append(self._client("forker", source=self.clients[0]))
+        all_done = asyncio.gather(*(client.done for client in self.clients))
         for fault in what.faults:
             self.loop.root.later(fault.at_s, self._happens, fault)
         try:
-            self.loop.run_until_complete(self.client.done)
+            self.loop.run_until_complete(all_done)
         except (TooLateError, RanDryError, SpinsError) as error:
-            job = self.client.job
-            now = "no job" if job is None else f"it is in state {job.state}, {job.phase}"
-            stuck = f"the job has not ended ({error!r} at {self.loop.time():.1f} s): {now}"
+            jobs_ = [client.job for client in self.clients if not client.done.done()]
+            now = ", ".join("no job" if job is None else f"in state {job.state}: {job.phase}" for job in jobs_)
+            stuck = f"a job has not ended ({error!r} at {self.loop.time():.1f} s): {now}"
             return [stuck, *self.loop.problems, *self.loop.unseen_errors(), *self.logged]
         except Exception as error:
             return [f"the client failed: {error!r}", *self.loop.problems, *self.loop.unseen_errors(), *self.logged]
-        return checks.problems(self, what.case)
+        return checks.problems(self)
+
+    def _client(self, name: str, source: Client | None = None) -> Client:
+        spec = jobs.spec_of(self.plan.case, **self.plan.options)
+        return Client(self.loop, self.network, name, spec, source)
 
     # What faults do
 
@@ -173,7 +183,7 @@ class Simulation:
         self.disk_delay_s = 0.0
 
     def _happens(self, fault: Fault) -> None:
-        if self.client.done.done():
+        if all(client.done.done() for client in self.clients):
             return
         words = faults.KINDS[fault.kind](self, fault)
         if words:

@@ -20,10 +20,10 @@ ADDRESS = "server"
 
 
 class ServerHost:
-    """Starts the server, and starts it again. `steps` has (life, attempt, record) of every step."""
+    """Starts the server, and starts it again. `steps` has (job, life, attempt, record) of every step."""
 
     def __init__(self, loop: Loop, network: Network, disk: Disk, **settings: Any) -> None:
-        self.steps: list[tuple[int, int, StepRecord]] = []
+        self.steps: list[tuple[str, int, int, StepRecord]] = []
         self.num_lives = 0
         self.controller: Controller | None = None
         self._loop = loop
@@ -98,7 +98,7 @@ class ServerHost:
         record_step = journal.step
 
         def step(job_id: str, record: StepRecord) -> None:
-            self.steps.append((life, directory.find(job_id).job.attempt, record))
+            self.steps.append((job_id, life, directory.find(job_id).job.attempt, record))
             record_step(job_id, record)
 
         journal.step = step  # type: ignore[method-assign]
@@ -117,4 +117,7 @@ def _handlers(controller: Controller) -> rpc.Handlers:
         "Resume": rpc.unary(jobs.Resume, ask),
         "Watch": rpc.streaming(jobs.Watch, service_pb2.WatchRequest),
         "GetHistory": rpc.streaming(jobs.GetHistory, ask),
+        "GetLedger": rpc.streaming(jobs.GetLedger, ask),
+        "ListCheckpoints": rpc.unary(jobs.ListCheckpoints, ask),
+        "DownloadModel": rpc.streaming(jobs.DownloadModel, service_pb2.DownloadModelRequest),
     }

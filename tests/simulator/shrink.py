@@ -43,8 +43,9 @@ def _each_left_out(faults: Sequence[Fault], parts: int) -> list[list[Fault]]:
 def describe(report: Report) -> str:
     """The story of a run, short: its seed, its job, what happened when, and what broke."""
     plan = report.plan
+    jobs = f"job {plan.case.name}" + (" and one that starts from it" if plan.fork else "")
     head = (
-        f"seed {plan.seed}: job {plan.case.name}, {plan.options}, room for {plan.worker_slots} workers, "
+        f"seed {plan.seed}: {jobs}, {plan.options}, room for {plan.worker_slots} workers, "
         f"lease {plan.lease_s:g} s, a checkpoint every {plan.checkpoint_s:g} s"
     )
     broke = [f"{'BROKE':>11}  {problem}" for problem in report.problems or report.void]

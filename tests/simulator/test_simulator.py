@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -25,7 +26,7 @@ def test_no_fault_changes_a_bit_or_hangs_a_job(seed):
 @pytest.mark.parametrize("case", jobs.CASES, ids=lambda case: case.name)
 def test_without_faults_a_job_has_the_bits_of_the_plain_loop(case):
     seed = next(seed for seed in range(1000) if plan(seed).case is case)
-    report = run(plan(seed).with_faults([]))
+    report = run(replace(plan(seed), faults=(), fork=False))
     assert not report.problems
     assert report.num_steps == jobs.expected(case).num_steps
 
