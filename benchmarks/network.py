@@ -24,7 +24,22 @@ DESCRIPTION = (
     "ip and tc. Five rounds take about three minutes."
 )
 QUICK = ("--rounds", "1", "--batch", "256", "--epochs", "1")
-AT_MOST = Limit(0.35, of_ratio=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """A way to transfer."""
+
+    name: str
+    options: tuple[str, ...]
+    limit: Limit | None = None
+
+
+WAYS = (
+    Way("sent after computing, in one piece", ("--wire-dtype", "float32", "--late")),
+    Way("sent under the computation, in chunks", ("--wire-dtype", "float32"), Limit(0.35, of_ratio=True)),
+    Way("the same as bfloat16", ("--wire-dtype", "bfloat16")),
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -42,23 +57,20 @@ def measure(options: argparse.Namespace) -> list[Table]:
     name = f"{case}, {options.rate} and {options.delay_ms:g} ms each way"
     steps = Table(f"{name}: a step", "ms a step")
     bare = steps.add("bare numpy, 2 processes, no network")
-    whole = steps.add("sent after computing, in one piece")
-    product = steps.add("sent under the computation, in chunks")
     added = Table(f"{name}: what transfer adds", "ms a step")
-    added_whole = added.add(whole.name)
-    added_product = added.add(product.name, AT_MOST)
+    ways = {way: (steps.add(way.name), added.add(way.name, way.limit)) for way in WAYS}
     with link(options.rate) as ends:
         for _ in options.rounds:
             bare.samples.append(floor.measure(case, ENVIRONMENT))
-            for row, more, late in ((whole, added_whole, True), (product, added_product, False)):
-                row.samples.append(_train(ends, options, late=late))
+            for way, (row, more) in ways.items():
+                row.samples.append(_train(ends, options, way))
                 more.samples.append(row.samples[-1] - bare.samples[-1])
     return [steps, added]
 
 
-def _train(ends: Link, options: argparse.Namespace, *, late: bool) -> float:
+def _train(ends: Link, options: argparse.Namespace, way: Way) -> float:
     amount = ["--case", CASE, "--batch", options.batch, "--epochs", options.epochs]
-    place = ["--host", ends.host, "--delay-s", options.delay_ms / 1000, *(["--late"] if late else [])]
+    place = ["--host", ends.host, "--delay-s", options.delay_ms / 1000, *way.options]
     process = launch("benchmarks.roles.far_job", *amount, *place, "--", *ends.workers, prefix=ends.server)
     try:
         return float(line_of(process))

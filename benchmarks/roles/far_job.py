@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--host", required=True)
     parser.add_argument("--delay-s", type=float, required=True)
+    parser.add_argument("--wire-dtype", required=True)
     parser.add_argument("--late", action="store_true", help="send after computing, in one piece")
     parser.add_argument("workers_end", nargs="*", help="the command that runs another one at the workers' end")
     options = parser.parse_args()
@@ -45,7 +46,8 @@ def main() -> None:
         )
         stack.callback(end, relay)
         near = f"127.0.0.1:{line_of(relay)}"
-        job = client.submit(case.spec(workers=NUM_WORKERS, shards=NUM_WORKERS, data="none.npz"))
+        spec = case.spec(workers=NUM_WORKERS, shards=NUM_WORKERS, data="none.npz")
+        job = client.submit(spec | {"wire_dtype": options.wire_dtype})
         data = [
             "--rows-per-shard",
             case.num_rows // NUM_WORKERS,
