@@ -12,6 +12,12 @@ from tests.simulator import jobs
 from tests.simulator.run import Report, plan, run
 from tests.simulator.shrink import describe, shrink
 
+# A process that dies closes none of its files; here they are closed when the dead are collected.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
 
 def assert_green(report: Report) -> None:
     if report.failed:
