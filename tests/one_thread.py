@@ -5,26 +5,16 @@ Streams keep their own order; everything else is shuffled. No gRPC, no Ray, no c
 
 import random
 from collections import deque
-from collections.abc import Callable
 
 from lockstep_proto import codec
 from lockstep_proto.codec import NodeChunk, ParameterChunk
-from lockstep_proto.rows import shard_range
 from lockstep_server.effects import Dismiss, Ended, EpochDone, Forget, Send, StepDone
 from lockstep_server.forking import version_0
 from lockstep_server.initial import initial_parameters
 from lockstep_server.training import Training
 from lockstep_worker.engine import Engine
 from lockstep_worker.following import Following
-from lockstep_worker.shard import Shard
-
-
-def shards_of(num_shards, x, y, weight=None) -> Callable[[int], Shard]:
-    def shard(i):
-        lo, hi = shard_range(len(x), num_shards, i)
-        return Shard(x[lo:hi], y[lo:hi], None if weight is None else weight[lo:hi])
-
-    return shard
+from tests.shards import shards_of
 
 
 class Peer:

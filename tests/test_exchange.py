@@ -21,8 +21,8 @@ from lockstep_server.run import JobRun
 from lockstep_worker.errors import WorkerError
 from lockstep_worker.exchange import Worker
 from tests import plain_loop
-from tests.one_thread import shards_of
 from tests.plain_loop import Settings
+from tests.shards import shards_of
 from tests.test_same_bits import spec_of
 
 RNG = np.random.default_rng(21)

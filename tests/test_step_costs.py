@@ -16,8 +16,9 @@ from lockstep_proto.v1 import training_pb2
 from lockstep_server.update import CHUNK_BYTES
 from lockstep_worker.engine import Engine
 from lockstep_worker.following import Following, Task
-from tests.one_thread import OneThreadCluster, shards_of
+from tests.one_thread import OneThreadCluster
 from tests.plain_loop import Settings
+from tests.shards import shards_of
 from tests.test_same_bits import spec_of
 
 RNG = np.random.default_rng(29)

@@ -1,5 +1,6 @@
 """A cluster of real processes without Ray, whose server is started again when it dies, as a container engine would."""
 
+import contextlib
 import itertools
 import os
 import socket
@@ -54,11 +55,16 @@ class Cluster:
         self.traces = directory / "traces"
         self.traces.mkdir(parents=True)
         environment = ENVIRONMENT | {failpoints.VARIABLE: rules, failpoints.TRACES_VARIABLE: str(self.traces)}
-        self._log = (directory / "log").open("ab")
+        self._parts = contextlib.ExitStack()
+        self._log = self._parts.enter_context((directory / "log").open("ab"))
         first = environment | {failpoints.VARIABLE: ""} if recovering else environment
-        self.server = Server(directory / "state", host, environment, self._log, first)
-        self.fleet = make_fleet(self.server.address, environment, self._log)
-        self.client = lockstep.Client(self.server.address)
+        with self._parts:
+            self.server = Server(directory / "state", host, environment, self._log, first)
+            self._parts.callback(self.server.close)
+            self.fleet = make_fleet(self.server.address, environment, self._log)
+            self._parts.callback(self.fleet.close)
+            self.client = self._parts.enter_context(lockstep.Client(self.server.address))
+            self._parts = self._parts.pop_all()  # nothing has failed
 
     @property
     def log(self):
@@ -85,14 +91,8 @@ class Cluster:
                     raise
                 time.sleep(0.05)
 
-    def close(self):
-        self.client.close()
-        self.fleet.close()
-        self.server.close()
-        self._log.close()
-
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
-        self.close()
+        self._parts.close()

@@ -9,7 +9,8 @@ import time
 from lockstep_proto.v1 import training_pb2
 from lockstep_worker.fleet import AskToLeave, Fleet, ForgetData, KillWorker, LoadData, StartWorker, Tell
 from lockstep_worker.fleet_link import FleetLink
-from tests.faults import task
+from tests.faults import data
+from tests.faults.worker_process import JOINED
 
 TICK_S = 0.1
 CLOSE_S = 5.0
@@ -23,21 +24,22 @@ class SmallFleet:
 
     def __init__(self, server, environment, log, *, slots=((), ())):
         self.workers = {}  # of all that were started, by id
+        self.said = {}  # the lines of each
         self.out_of_reach = set()
-        self._slots = slots
-        self._slot_of = {}  # by worker id
         self._server = server
         self._environment = environment
         self._log = log
+        self._slots = slots
+        self._slot_of = {}  # by worker id
         self._events = queue.SimpleQueue()
         self._stream = None
         self._fleet = Fleet("w", grace_s=5.0)
         self._fleet.resources_changed(training_pb2.FleetResources(worker_slots=len(slots), cpus_per_worker=1, nodes=1))
         self._link = FleetLink(
             server,
-            lambda stream: self._events.put(lambda: self._connected(stream)),
-            lambda orders: self._events.put(lambda: self._fleet.ordered(orders.jobs, time.monotonic())),
-            lambda: self._events.put(self._disconnected),
+            lambda stream: self._post(lambda: self._connected(stream)),
+            lambda orders: self._post(lambda: self._fleet.ordered(orders.jobs, time.monotonic())),
+            lambda: self._post(self._disconnected),
             lambda: None,
         )
         self._thread = threading.Thread(target=self._run)
@@ -53,7 +55,8 @@ class SmallFleet:
         self._link.close(CLOSE_S)
         for process in self.workers.values():
             process.kill()
-            process.communicate()
+            process.wait()
+            process.stdin.close()
 
     def _run(self):
         while True:
@@ -65,6 +68,9 @@ class SmallFleet:
                 return
             for effect in event():
                 self._carry(effect)
+
+    def _post(self, event):
+        self._events.put(event)
 
     def _tick(self):
         return self._fleet.tick(time.monotonic())
@@ -84,12 +90,12 @@ class SmallFleet:
                 self._shards = spec.shards
                 loaded = training_pb2.DataLoaded(
                     job_id=job_id,
-                    num_rows=len(task.X),
-                    num_validation_rows=len(task.VALIDATION[0]),
+                    num_rows=len(data.X),
+                    num_validation_rows=len(data.VALIDATION[0]),
                     data_fingerprint="training",
                     validation_fingerprint="validation",
                 )
-                self._events.put(lambda: self._fleet.data_loaded(loaded, time.monotonic()))
+                self._post(lambda: self._fleet.data_loaded(loaded, time.monotonic()))
             case ForgetData():
                 pass
             case StartWorker(job_id, worker_id):
@@ -109,12 +115,12 @@ class SmallFleet:
         process = self.workers[worker_id] = subprocess.Popen(
             [*self._slots[slot], sys.executable, "-m", "tests.faults.worker_process", *arguments],
             stdin=subprocess.PIPE,
-            stdout=self._log,
+            stdout=subprocess.PIPE,
             stderr=self._log,
             env=self._environment,
+            text=True,
         )
-        self._fleet.worker_joined(worker_id)  # a process is there at once
-        threading.Thread(target=self._await, args=(worker_id, process), daemon=True).start()
+        threading.Thread(target=self._listen, args=(worker_id, process), daemon=True).start()
 
     def _free_slot(self):
         """The first one within reach in which no worker lives, or else one with a worker that is to end."""
@@ -122,7 +128,13 @@ class SmallFleet:
         free = [i for i in range(len(self._slots)) if i not in taken | self.out_of_reach]
         return (free or sorted(taken - self.out_of_reach))[0]
 
-    def _await(self, worker_id, process):
+    def _listen(self, worker_id, process):
+        said = self.said[worker_id] = []
+        with process.stdout as lines:
+            for line in lines:
+                said.append(line.rstrip())
+                if said[-1] == JOINED:
+                    self._post(lambda: self._fleet.worker_joined(worker_id) or [])
         code = process.wait()
         error = None if code == 0 else f"its process ended with {code}"
-        self._events.put(lambda: self._fleet.worker_ended(worker_id, error, time.monotonic()))
+        self._post(lambda: self._fleet.worker_ended(worker_id, error, time.monotonic()))

@@ -3,6 +3,7 @@
 A Ray cluster takes seconds to start, a fleet that joins one a part of a second.
 """
 
+import functools
 import os
 import subprocess
 import sys
@@ -24,7 +25,7 @@ class RayFleet(Restarted):
 
 
 class RayCluster:
-    """One machine of Ray, as a process that ends with this one. `address` is for those who join it."""
+    """One machine of Ray, as a process that ends with this one; `fleet` makes a fleet that joins it."""
 
     def __init__(self, environment):
         self._process = subprocess.Popen(
@@ -33,7 +34,8 @@ class RayCluster:
             stdout=subprocess.PIPE,
             env=environment | ENVIRONMENT,
         )
-        self.address = self._process.stdout.readline().decode().strip()
+        address = self._process.stdout.readline().decode().strip()
+        self.fleet = functools.partial(RayFleet, ray_address=address)
 
     def close(self):
         self._process.communicate(timeout=60)

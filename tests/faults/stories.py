@@ -1,16 +1,17 @@
 """What people do with a job while it is under a fault. Each story brings it to its end and returns it."""
 
 import contextlib
+import time
 
 from lockstep.errors import JobFailedError, JobStateError, NotFoundError, ServerError, StorageError
-from tests.faults import task
+from tests.faults import data, task
 
-WAIT_S = 60.0
+WAIT_S = 150.0  # a deadline for a busy machine: seconds are enough for a quiet one
 REFUSALS = StorageError, ServerError  # after which people ask again
 
 
 def submit(cluster, **changes):
-    return cluster.submit(task.spec(**changes), (task.X, task.Y), task.VALIDATION, *REFUSALS)
+    return cluster.submit(task.spec(**changes), (data.X, data.Y), data.VALIDATION, *REFUSALS)
 
 
 def reach(job, step):
@@ -69,6 +70,15 @@ def second_job(cluster):
     return until_ended(job)
 
 
+def next_job(cluster):
+    """The fault comes by the end of its workers; then comes another job."""
+    train(cluster)
+    end_s = time.monotonic() + WAIT_S
+    while not any(cluster.traces.iterdir()) and time.monotonic() < end_s:
+        time.sleep(0.05)
+    return train(cluster)
+
+
 def delete(cluster):
     """Another job is deleted; its files are gone in the end."""
     second = submit(cluster, epochs=1)
@@ -83,4 +93,4 @@ def delete(cluster):
     return job
 
 
-STORIES = {story.__name__: story for story in (train, recovery, pause, halt, second_job, delete)}
+STORIES = {story.__name__: story for story in (train, recovery, pause, halt, second_job, next_job, delete)}

@@ -13,6 +13,7 @@ from tests.faults.stories import reach, submit, until_ended
 
 pytestmark = [pytest.mark.faults, pytest.mark.netns, pytest.mark.slow]
 LONG = {"epochs": 40}
+LONGER = {"epochs": 80}  # some leases and redials long, on a quiet machine, too
 FEW_LEASES_S = 6 * LEASE_S  # of which the first finds out, and one is the slowness of a busy machine
 
 
@@ -37,20 +38,43 @@ def await_steps(job, number):
     return time.monotonic() - begun
 
 
-@pytest.mark.parametrize("directions", [("out",), ("in",), ("in", "out")], ids="-".join)
-def test_the_step_completes_on_the_other_worker_and_one_that_comes_back_is_refused(cluster, links, directions):
-    job = submit(cluster, **LONG)
+def cut_until_lost(cluster, links, *directions):
+    """Cut the first worker off until the server has lost it; return its job, then still under way."""
+    job = submit(cluster, **LONGER)
     reach(job, 20)
-    cluster.fleet.out_of_reach.add(0)
-    lost = cluster.fleet.workers["w-1"]
+    cluster.fleet.out_of_reach.add(0)  # as a machine is that no packets reach
     links[0].cut(*directions)
-    delay_s = await_steps(job, 3)
-    await_steps(job, 30)
+    assert await_steps(job, 3) < FEW_LEASES_S, told(job)
+    begun = time.monotonic()
+    while "worker w-1 is lost" not in told(job):
+        assert time.monotonic() - begun < FEW_LEASES_S, told(job)
+        time.sleep(0.05)
+    await_steps(job, 3)
+    return job
+
+
+REFUSED = "worker w-1 is refused: it was given up before; another takes its place"
+
+
+@pytest.mark.parametrize("directions", [("out",), ("in", "out")], ids="-".join)
+def test_the_step_completes_on_the_other_worker_and_a_lost_one_that_comes_back_is_refused(cluster, links, directions):
+    job = cut_until_lost(cluster, links, *directions)
+    assert "worker w-1 is lost: silent for more than 1 s" in told(job)
     links[0].mend()
-    assert lost.wait(30) == 0, "it was told not to come back, and has ended"
+    assert cluster.fleet.workers["w-1"].wait(30) == 0
+    assert cluster.fleet.said["w-1"][-1] == REFUSED
     until_ended(job)
-    assert_undisturbed(job, **LONG)
-    assert delay_s < FEW_LEASES_S, told(job)
+    assert_undisturbed(job, **LONGER)
+
+
+def test_a_worker_that_hears_nothing_holds_nobody_up(cluster, links):
+    job = cut_until_lost(cluster, links, "in")
+    links[0].mend()
+    until_ended(job)
+    assert cluster.fleet.workers["w-1"].wait(30) == 0
+    told_off = cluster.fleet.said["w-1"][-1] == REFUSED  # or it was the first to notice, and came back as a newcomer
+    assert told_off or cluster.fleet.said["w-1"] == ["joined", "joined", "the job has ended"]
+    assert_undisturbed(job, **LONGER)
 
 
 def test_a_link_that_is_cut_for_less_than_a_lease_costs_no_worker(cluster, links):

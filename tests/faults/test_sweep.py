@@ -7,19 +7,21 @@ import pytest
 
 from lockstep_proto import failpoints
 from tests.faults import task
-from tests.faults.cases import CASES, FLEET
+from tests.faults.cases import CASES, FLEET, TASK
 from tests.faults.cluster import ENVIRONMENT, Cluster
+from tests.faults.fleet import SmallFleet
 from tests.faults.judging import problems, told
 from tests.faults.ray_fleet import RayCluster, RayFleet
 from tests.faults.stories import STORIES
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow]
+pytestmark = [pytest.mark.faults, pytest.mark.cluster, pytest.mark.slow]
 SIDE_BY_SIDE = 3  # a case waits more than it computes
 
 
-def play(case, directory, **options):
-    """Play a case, and fail if there is something to say against its end."""
-    with Cluster(directory, rules=case.rule, recovering=case.story == "recovery", **options) as cluster:
+def play(case, directory, make_fleet):
+    """Play a case; say what is wrong with its end."""
+    recovering = case.story == "recovery"
+    with Cluster(directory, rules=case.rule, recovering=recovering, make_fleet=make_fleet) as cluster:
         try:
             job = STORIES[case.story](cluster)
             wrong = [*judge(case, job, cluster)]
@@ -41,11 +43,25 @@ def judge(case, job, cluster):
 
 @pytest.fixture(scope="module")
 def sweep(request, tmp_path_factory):
-    """The selected cases, under way side by side, in their order."""
+    """The selected cases, under way side by side, in their order; those with Ray one after the other."""
     task.expected()
-    selected = [item.callspec.params["case"] for item in request.session.items if "sweep" in item.fixturenames]
-    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        yield {case: pool.submit(play, case, tmp_path_factory.mktemp("case")) for case in selected}
+    cases = [item.callspec.params["case"] for item in request.session.items if "sweep" in item.fixturenames]
+    plain, with_ray = ThreadPoolExecutor(SIDE_BY_SIDE), ThreadPoolExecutor(1)
+    ray = with_ray.submit(RayCluster, ENVIRONMENT) if set(cases) & set(FLEET) else None
+
+    def begin(case):
+        directory = tmp_path_factory.mktemp("case")
+        if case in TASK:
+            return with_ray.submit(play, case, directory, functools.partial(RayFleet, ray_address="local"))
+        if case in FLEET:
+            return with_ray.submit(lambda: play(case, directory, ray.result().fleet))
+        return plain.submit(play, case, directory, SmallFleet)
+
+    yield {case: begin(case) for case in cases}
+    for pool in (plain, with_ray):
+        pool.shutdown(cancel_futures=True)
+    if ray is not None:
+        ray.result().close()
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -53,20 +69,5 @@ def test_a_job_ends_as_it_would_without_the_fault(case, sweep):
     sweep[case].result()
 
 
-@pytest.fixture(scope="module")
-def ray_cluster():
-    cluster = RayCluster(ENVIRONMENT)
-    yield cluster
-    cluster.close()
-
-
-@pytest.mark.cluster
-@pytest.mark.parametrize("case", FLEET, ids=str)
-def test_a_job_ends_as_it_would_without_the_fault_of_a_fleet(case, ray_cluster, tmp_path):
-    in_ray = case.point == "fleet.task"  # whose processes have the environment of the Ray cluster
-    make_fleet = functools.partial(RayFleet, ray_address="local" if in_ray else ray_cluster.address)
-    play(case, tmp_path / "case", make_fleet=make_fleet)
-
-
 def test_every_point_is_in_the_sweep():
-    assert set(failpoints.POINTS) == {case.point for case in [*CASES, *FLEET]}
+    assert set(failpoints.POINTS) == {case.point for case in CASES}

@@ -1,6 +1,7 @@
 """A worker as a plain process, without Ray: `python -m tests.faults.worker_process SERVER JOB WORKER NUM_SHARDS`.
 
-SIGTERM asks it to leave in order; the end of its standard input ends it.
+It says when the server has welcomed it, and last why it has ended. SIGTERM asks it to leave in order; the end of its
+standard input ends it.
 """
 
 import os
@@ -11,7 +12,9 @@ import threading
 import threadpoolctl
 
 from lockstep_worker.exchange import Worker
-from tests.faults import task
+from tests.faults import data
+
+JOINED = "joined"
 
 
 def main(server: str, job_id: str, worker_id: str, num_shards: int) -> None:
@@ -21,8 +24,9 @@ def main(server: str, job_id: str, worker_id: str, num_shards: int) -> None:
         job_id,
         server,
         num_cpus=1,
-        training=task.training(num_shards),
-        validation=task.validation(num_shards),
+        training=data.training(num_shards),
+        validation=data.validation(num_shards),
+        joined=lambda: print(JOINED, flush=True),
     )
     signal.signal(signal.SIGTERM, lambda *_: worker.leave())
     threading.Thread(target=end_with_parent, daemon=True).start()
