@@ -13,7 +13,7 @@ from tests.faults.stories import reach, submit, until_ended
 
 pytestmark = [pytest.mark.faults, pytest.mark.netns, pytest.mark.slow]
 LONG = {"epochs": 40}
-LONGER = {"epochs": 80}  # some leases and redials long, on a quiet machine, too
+LONGER = {"epochs": 120}  # some leases and redials long, on a quiet machine, too
 FEW_LEASES_S = 6 * LEASE_S  # of which the first finds out, and one is the slowness of a busy machine
 
 

@@ -15,7 +15,7 @@ from tests.faults.stories import WAIT_S, reach, submit, until_ended
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 NUM_KILLS = 10
-LONG = {"epochs": 40}  # some seconds of training
+LONG = {"epochs": 80}  # some seconds of training
 QUIET_S = 10.0
 
 
