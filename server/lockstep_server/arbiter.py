@@ -10,17 +10,8 @@ from lockstep_proto.v1 import job_pb2
 from lockstep_server.crew import Crew, WorkerView
 from lockstep_server.handout import Gift, Handout
 from lockstep_server.rounds import Round
-from lockstep_server.witnesses import Dispute
 
 AUDIT_USE = 4  # seed of these checksums; the results of a job do not depend on them
-
-
-class UndecidedError(Exception):
-    """All workers have computed a node as often as helps, and nobody can tell who is right."""
-
-    def __init__(self, node: Node, dispute: Dispute) -> None:
-        super().__init__()
-        self.node, self.dispute = node, dispute
 
 
 class Arbiter:
@@ -53,16 +44,15 @@ class Arbiter:
     def ask(self, current: Round, now: float) -> list[Gift]:
         """Have disputed nodes computed once more, and audited ones a second time, where nobody does.
 
-        Raises UndecidedError.
+        A dispute in which everybody has been asked as often as helps stays unasked, until another worker comes.
         """
         if not self._crew:
             return []
         gifts = []
         for node, dispute in list(current.witnesses.unasked()):
             dispute.asked = dispute.next_witness(list(self._crew))
-            if dispute.asked is None:
-                raise UndecidedError(node, dispute)
-            gifts.append(self._give(self._crew[dispute.asked], node, current, now))
+            if dispute.asked is not None:
+                gifts.append(self._give(self._crew[dispute.asked], node, current, now))
         if current.whole:
             alone = sorted(current.witnesses.unconfirmed())
             gifts += [self._second_copy(first, node, current, now) for node, first in alone]

@@ -29,6 +29,7 @@ class Round:
     orphans: list[Range] = field(default_factory=list)  # shards that no worker has
     witnesses: Witnesses = field(default_factory=Witnesses)
     audited: bool = False  # whether some of its nodes are computed twice on purpose
+    undecided_s: float | None = None  # since when nobody can tell which of two copies is right
     whole: bool = False  # whether every chunk has its root, and has been used
     problem: str = ""  # what an examination looks for
     found: tuple[int, int] | None = None  # the first shard that is not finite, and its layer; 0 for the loss

@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from lockstep_proto import bfloat16, tree
 from lockstep_proto.codec import NodeChunk, Sums
+from lockstep_proto.tree import Node
 from lockstep_proto.v1 import job_pb2, service_pb2, training_pb2
 from lockstep_server import words
-from lockstep_server.arbiter import Arbiter, UndecidedError
+from lockstep_server.arbiter import Arbiter
 from lockstep_server.checkpoints import Checkpoint
 from lockstep_server.crew import Crew, WorkerView
 from lockstep_server.dispatch import Dispatch
@@ -39,6 +40,7 @@ INFO, WARNING = service_pb2.SEVERITY_INFO, service_pb2.SEVERITY_WARNING
 STUCK_S = 300.0  # a worker whose heart beats but that delivers nothing for so long is given up; with slow steps, later
 HALT_S = 10.0  # a stop or pause waits so long for the step under way; then it ends at the version before it
 TELL_LATE_S = 10.0  # people hear of late workers so often; the metrics count each time
+DECIDE_S = 60.0  # a dispute waits so long for another worker: one that was lost may have been replaced by then
 MAX_FAILURES = 3  # workers that cannot compute the same step; then it is not the worker
 
 
@@ -103,6 +105,8 @@ class Training:
         kind = STEP if self._round is None else self._round.kind
         if kind == EVALUATE:
             return f"evaluating after epoch {self.progress.epoch + 1} of {self.plan.num_epochs}"
+        if self._round is not None and self._round.undecided_s is not None:
+            return f"waiting for a worker to tell which of two copies is right, at step {self.version + 1}"
         step = f"step {min(self.version + 1, self.plan.num_steps)} of {self.plan.num_steps}"
         return f"examining {step}" if kind == EXAMINE else step
 
@@ -228,6 +232,7 @@ class Training:
                 effects += self._give_up(worker_id, "its heart beats, but it delivers nothing", now)
         if self._round is not None:
             effects += self._speculate(self._round, now)
+            effects += self._decide(self._round, now)
         if self._halt is not None and now - self._halt[1] > HALT_S:
             effects += self.abandon(self._halt[0])
         wait_s = self.spec.workers.wait_s
@@ -440,14 +445,27 @@ class Training:
         return [*effects, Notice(WARNING, message), *end]
 
     def _ask(self, current: Round, now: float) -> list[Effect]:
-        """Have disputed nodes computed once more; where nobody can tell who is right, the job fails."""
-        try:
-            return self._hand_over(self.arbiter.ask(current, now))
-        except UndecidedError as error:
-            where = words.place_of(error.node, error.dispute.chunk_index, current, self.update)
-            voters = words.voters(error.dispute)
-            message = f"{where}: the copies of {voters} differ, and nobody can tell which is right"
-            return self._fail(service_pb2.ERROR_TYPE_CORRUPTION, message)
+        """Have disputed nodes computed once more; where nobody can tell who is right, the job waits for another."""
+        effects: list[Effect] = self._hand_over(self.arbiter.ask(current, now))
+        undecided = next(current.witnesses.unasked(), None) if self.workers else None
+        if undecided is None:
+            current.undecided_s = None
+        elif current.undecided_s is None:
+            current.undecided_s = now
+            text = f"{self._undecided(current, *undecided)}; waiting for another worker"
+            effects.append(Notice(WARNING, text))
+        return effects
+
+    def _decide(self, current: Round, now: float) -> list[Effect]:
+        """Fail the job when no further worker has come to tell who is right."""
+        undecided = next(current.witnesses.unasked(), None)
+        if undecided is None or current.undecided_s is None or now - current.undecided_s <= DECIDE_S:
+            return []
+        return self._fail(service_pb2.ERROR_TYPE_CORRUPTION, self._undecided(current, *undecided))
+
+    def _undecided(self, current: Round, node: Node, dispute: Dispute) -> str:
+        where = words.place_of(node, dispute.chunk_index, current, self.update)
+        return f"{where}: the copies of {words.voters(dispute)} differ, and nobody can tell which is right"
 
     # Workers.
 

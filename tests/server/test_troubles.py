@@ -9,7 +9,7 @@ from lockstep_proto.v1 import service_pb2
 from lockstep_server.effects import Dismiss, Ended, Notice
 from lockstep_server.pace import LATE, LATE_STEPS, RETRY_S
 from lockstep_server.records import Outcome
-from lockstep_server.training import HALT_S, MAX_FAILURES, STUCK_S
+from lockstep_server.training import DECIDE_S, HALT_S, MAX_FAILURES, STUCK_S
 from tests.one_thread import OneThreadCluster
 from tests.server.test_training import X, Y, spec, state, trained
 
@@ -318,9 +318,30 @@ def test_two_workers_that_contradict_each_other_for_good_fail_the_job():
     cluster.corrupt["b"] = flip
     for _ in range(20):
         cluster.deliver("a", "b")
+    assert cluster.said("a and b differ, and nobody can tell which is right; waiting for another worker")
+    assert cluster.training.phase == "waiting for a worker to tell which of two copies is right, at step 1"
+    cluster.look(DECIDE_S)
+    assert cluster.outcome is None
+    cluster.look(0.1)
     assert state(cluster.outcome) == "FAILED"
     assert cluster.outcome.error_type == service_pb2.ERROR_TYPE_CORRUPTION
     assert "a and b differ, and nobody can tell which is right" in cluster.outcome.message
+
+
+def test_who_comes_later_tells_which_of_two_workers_is_right():
+    cluster = Cluster(("a", "b"), audit=1.0)
+    cluster.corrupt["a"] = lambda chunk: cluster.corrupt.pop("a") and flip(chunk)
+    while not cluster.training.num_corrupt:
+        cluster.deliver("a", "b")
+    cluster.lose("a")
+    for _ in range(5):
+        cluster.deliver("b")
+    assert cluster.said("nobody can tell which is right; waiting for another worker")
+    cluster.look(DECIDE_S / 2)
+    cluster.join("c")
+    while cluster.outcome is None:
+        cluster.deliver("b", "c")
+    assert cluster.outcome.state == service_pb2.JOB_STATE_RUNNING, "a rewind: the copy of a was applied"
 
 
 def test_a_dispute_whose_witness_is_lost_asks_another():
