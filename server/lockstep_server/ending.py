@@ -15,6 +15,7 @@ from lockstep_server.job_record import JobRecord
 from lockstep_server.keeper import Keeper
 from lockstep_server.lifecycle import ENDED, State
 from lockstep_server.records import Outcome
+from lockstep_server.taking_up import CannotTakeUpError, begin
 from lockstep_server.tools import Tools
 
 if TYPE_CHECKING:
@@ -36,13 +37,15 @@ class Ending:
         self._event = event
 
     async def save(self, outcome: Outcome, run: "JobRun | None", start: Checkpoint | None) -> Outcome:
-        """Keep the version of the run or, without any, the one it was to start from; returns what has come of it."""
+        """Keep the version of the run or, without any, the newest there is; returns what has come of it."""
         failpoints.hit("server.job.saving")
         self._record.name_phase("saving")
         if run is not None:
             checkpoint: Checkpoint | None = await asyncio.to_thread(run.snapshot().checkpoint)
         else:
             checkpoint = start or await self._keeper.newest()
+        if checkpoint is None and outcome.state == State.JOB_STATE_STOPPED:
+            checkpoint = await self._beginning()
         if checkpoint is None:
             return outcome
         ends = outcome.state in ENDED
@@ -83,6 +86,15 @@ class Ending:
             with contextlib.suppress(OSError, ServerError):  # retention does the rest
                 self._tools.uploads.touch(self._record.uploads)
                 await asyncio.to_thread(self._files.drop_start)
+
+    async def _beginning(self) -> Checkpoint | None:
+        """Version 0 of a job that a killed server had begun and was to stop; None for one that never ran."""
+        if self._record.job.attempt == 0:
+            return None
+        with contextlib.suppress(CannotTakeUpError):
+            job, upload = self._record.stored().job, self._tools.uploads.path
+            return (await asyncio.to_thread(begin, job, self._files.start, upload)).checkpoint
+        return None
 
     def _without_models(self, outcome: Outcome, error: Exception) -> Outcome:
         if outcome.state == FAILED:

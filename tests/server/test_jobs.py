@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lockstep_proto.layout import Layout, digest
 from lockstep_proto.v1 import service_pb2
 from lockstep_server.errors import (
     DiskFullError,
@@ -17,6 +18,7 @@ from lockstep_server.errors import (
     ShuttingDownError,
     StorageError,
 )
+from lockstep_server.initial import initial_parameters
 from lockstep_server.job_files import Which
 from lockstep_server.lifecycle import State
 from tests.server.fakes import FINGERPRINT, NUM_PARAMETERS, Bench, digest_of_version, make_spec, play, turn
@@ -372,6 +374,35 @@ def test_an_answered_wish_outlives_the_server(tmp_path: Path, verb: str, state: 
         await server.close()
 
     asyncio.run(life())
+
+
+def test_a_stop_that_a_killed_server_had_answered_before_any_checkpoint_leaves_a_model(tmp_path: Path) -> None:
+    async def life() -> None:
+        server = Bench(tmp_path)
+        server.patience_s = 0.0
+        server.open()
+        server.fleet(1)
+        job_id = await server.submit()
+        run = await server.load(job_id)
+        run.join("w1")
+        run.train(4)
+        assert (await server.jobs.stop(job_id)).state == RUNNING
+        await killed(server)
+        job = await server.state(job_id, STOPPED)
+        assert job.step == 0, "what was computed is gone with the server; what the job began from is not"
+        assert job.digest == digest(Layout.from_spec(job.spec), initial_parameters(job.spec))
+        assert server.jobs.model(job_id, service_pb2.WHICH_MODEL_LAST).exists()
+        await server.close()
+
+    asyncio.run(life())
+
+
+def test_a_stop_of_a_job_that_never_ran_leaves_no_model(tmp_path: Path) -> None:
+    async def scene(server: Bench) -> None:
+        job = await server.jobs.stop(await server.submit())
+        assert (job.state, job.digest) == (STOPPED, "")
+
+    play(tmp_path, scene)
 
 
 def test_a_resume_before_the_pause_has_come_is_not_lost(tmp_path: Path) -> None:
