@@ -457,11 +457,18 @@ class Training:
         return effects
 
     def _decide(self, current: Round, now: float) -> list[Effect]:
-        """Fail the job when no further worker has come to tell who is right."""
+        """Fail the job when no further worker has come to tell who is right.
+
+        If one of them is gone, what it sent need not come again: then the steps from the last checkpoint on are
+        computed anew. No version is closed before that, so nobody's word alone has decided anything.
+        """
         undecided = next(current.witnesses.unasked(), None)
         if undecided is None or current.undecided_s is None or now - current.undecided_s <= DECIDE_S:
             return []
-        return self._fail(service_pb2.ERROR_TYPE_CORRUPTION, self._undecided(current, *undecided))
+        message = self._undecided(current, *undecided)
+        if any(vote.worker_id not in self.workers for vote in undecided[1].votes):
+            return self._end(Outcome(service_pb2.JOB_STATE_RUNNING, message=message))
+        return self._fail(service_pb2.ERROR_TYPE_CORRUPTION, message)
 
     def _undecided(self, current: Round, node: Node, dispute: Dispute) -> str:
         where = words.place_of(node, dispute.chunk_index, current, self.update)

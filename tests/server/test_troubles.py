@@ -344,6 +344,23 @@ def test_who_comes_later_tells_which_of_two_workers_is_right():
     assert cluster.outcome.state == service_pb2.JOB_STATE_RUNNING, "a rewind: the copy of a was applied"
 
 
+def test_where_one_of_two_that_differ_is_gone_and_nobody_comes_the_job_rewinds():
+    cluster = Cluster(("a", "b"), audit=1.0)
+    cluster.corrupt["a"] = lambda chunk: cluster.corrupt.pop("a") and flip(chunk)
+    while not cluster.training.num_corrupt:
+        cluster.deliver("a", "b")
+    cluster.lose("a")
+    for _ in range(5):
+        cluster.deliver("b")
+    version = cluster.training.version
+    cluster.look(DECIDE_S)
+    assert cluster.outcome is None
+    cluster.look(0.1)
+    assert cluster.outcome.state == service_pb2.JOB_STATE_RUNNING, "a rewind"
+    assert cluster.training.version == version, "nothing in doubt was closed"
+    assert not cluster.dismissed, "nobody was found guilty"
+
+
 def test_a_dispute_whose_witness_is_lost_asks_another():
     cluster = Cluster(("a", "b", "c", "d"), audit=1.0)
     cluster.corrupt["a"] = flip
