@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -112,12 +113,13 @@ def test_the_end_of_ray_ends_the_fleet_and_its_workers_and_the_job_waits():
     before = family(os.getpid())
     with lockstep.LocalCluster(1) as client:
         client.before = before
-        job = client.submit(spec_of(SETTINGS), data=(X, Y))
+        endless = replace(SETTINGS, epochs=1_000_000)  # its workers go on until Ray's end is noticed
+        job = client.submit(spec_of(endless), data=(X, Y))
         watch_until(job, lambda job, _: job.step > 0)
         fleet = process_of(client, "lockstep_worker.fleet_main")
         os.kill(process_of(client, "gcs_server").pid, signal.SIGKILL)
         until_gone([fleet, *workers_of(client)])
         until(lambda: not client.cluster().fleet_attached)
-        until(lambda: job.refresh().phase == "waiting for workers: 0 of 1")
+        until(lambda: job.refresh().phase == "waiting for workers: 0 of 1", lambda: f"{job!r} {job.phase}")
         processes = family(os.getpid()) - before
     until_gone(processes)
