@@ -33,6 +33,7 @@ class Result:
     flat: np.ndarray = None
     versions: list = field(default_factory=list)  # flat, from version 0 on
     losses: list = field(default_factory=list)
+    weights: list = field(default_factory=list)
     norms: list = field(default_factory=list)
     validation: list = field(default_factory=list)
 
@@ -206,6 +207,7 @@ def train(s, x, y, validation=None, weight=None):
                 g[is_weight] += s.l2 * flat[is_weight]
                 penalty = 0.5 * s.l2 * float(np.sum(np.square(flat[is_weight].astype(np.float64))))
             result.losses.append(loss / rows_weight + penalty)
+            result.weights.append(rows_weight)
             result.norms.append(block_norm(g))
             if s.clip_norm is not None and result.norms[-1] > s.clip_norm:
                 g = g * s.dtype(s.clip_norm / result.norms[-1])

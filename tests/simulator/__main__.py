@@ -4,9 +4,12 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 
+from tests.simulator.run import Report
 from tests.simulator.shrink import describe, play
 
 TELL_S = 10.0  # between two lines of progress
@@ -19,8 +22,8 @@ def main() -> None:
     begun = told = time.monotonic()
     num_failed = num_faults = num_steps = 0
     virtual_s = 0.0
-    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
-        for done, report in enumerate(pool.map(play, seeds, chunksize=4), start=1):
+    with _pool(options.processes) as play_all:
+        for done, report in enumerate(play_all(seeds), start=1):
             num_faults += report.num_faults
             num_steps += report.num_steps
             virtual_s += report.virtual_s
@@ -37,6 +40,16 @@ def main() -> None:
                     file=sys.stderr,
                 )
     sys.exit(1 if num_failed else 0)
+
+
+@contextmanager
+def _pool(processes: int) -> Iterator[Callable[[Sequence[int]], Iterator[Report]]]:
+    """What plays seeds, here or in so many processes."""
+    if processes == 1:
+        yield lambda seeds: map(play, seeds)
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        yield lambda seeds: pool.map(play, seeds, chunksize=4)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -110,10 +110,17 @@ class _Job:
         due = [i for i in all_epochs if ends[i] < self._job.step]  # the last may not be evaluated
         if numbers != all_epochs[: len(numbers)] or len(numbers) < len(due):
             yield f"the history has the epochs {numbers}"
-        elif self._case.validation:
-            wanted = [self._wanted.validation_losses[number] for number in numbers]
-            if not np.allclose(epochs.validation_loss, wanted, rtol=1e-12, atol=0.0):
-                yield "the history has other validation losses than the epochs had"
+        else:
+            yield from self._epoch_losses(numbers)
+
+    def _epoch_losses(self, numbers: list[int]) -> Iterator[str]:
+        epochs, wanted = self._client.history.epochs, self._wanted
+        kinds = [("losses", epochs.loss, wanted.epoch_losses)]
+        if self._case.validation:
+            kinds.append(("validation losses", epochs.validation_loss, wanted.validation_losses))
+        for name, found, right in kinds:
+            if not np.allclose(found, [right[number] for number in numbers], rtol=1e-12, atol=0.0):
+                yield f"the history has other {name} than the epochs had"
 
     def _ledger(self) -> Iterator[str]:
         """It has the digest of every version that an epoch ended with, and no wrong one."""

@@ -38,6 +38,7 @@ class Expected:
     digests: list[str]
     losses: list[float]
     norms: list[float]
+    epoch_losses: list[float]
     validation_losses: list[float]
     epoch_ends: list[int]  # versions
 
@@ -94,12 +95,15 @@ def expected(case: Case) -> Expected:
     """What the plain loop makes of a case."""
     s = case.settings
     result = plain_loop.train(s, X, Y, validation=(VALIDATION_X, VALIDATION_Y) if case.validation else None)
+    per_epoch = len(result.losses) // s.epochs
+    losses, weights = (np.reshape(values, (s.epochs, per_epoch)) for values in (result.losses, result.weights))
     return Expected(
         digests=[digest(case, flat) for flat in result.versions],
         losses=result.losses,
         norms=result.norms,
+        epoch_losses=[float(loss) for loss in np.average(losses, axis=1, weights=weights)],
         validation_losses=result.validation,
-        epoch_ends=[(epoch + 1) * len(result.losses) // s.epochs for epoch in range(s.epochs)],
+        epoch_ends=[(epoch + 1) * per_epoch for epoch in range(s.epochs)],
     )
 
 

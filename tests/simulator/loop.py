@@ -13,6 +13,7 @@ import heapq
 import random
 import secrets
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -204,12 +205,18 @@ class Loop(asyncio.BaseEventLoop):
     def finish(self) -> None:
         """Close what is left, without effects and without complaints."""
         self._finished = True
+        generators = list(self._asyncgens)  # type: ignore[attr-defined]
         for task, _ in self._all_tasks:
             if not task.done():
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
                 _close(task.get_coro())
             else:
                 task._log_traceback = False  # type: ignore[attr-defined]
+        with warnings.catch_warnings():  # of files that the dead had open
+            warnings.simplefilter("ignore", ResourceWarning)
+            while generators:
+                with contextlib.suppress(BaseException):
+                    generators.pop().aclose().send(None)
         self.close()
 
     def _check_closed(self) -> None:

@@ -222,6 +222,7 @@ class Network:
         self.seed = seed
         self.random = random.Random(f"{seed}/network")
         self.streams: list[Stream] = []
+        self.without_keepalive: set[str] = set()  # methods with heartbeats of their own, which must do
         self._services: dict[str, tuple[Process, Callable[[Stream], None]]] = {}
         self._blocked: dict[tuple[str, str], float] = {}  # (sender, receiver) -> until when
         self._num_calls: dict[tuple[str, str], int] = {}
@@ -285,7 +286,8 @@ class Network:
 
     def after_keepalive(self, stream: Stream) -> None:
         """Break a connection that has fallen silent, once that is noticed."""
-        self.loop.root.later(KEEPALIVE_S, stream.break_soon)
+        if stream.method not in self.without_keepalive:
+            self.loop.root.later(KEEPALIVE_S, stream.break_soon)
 
     def _connected(self, stream: Stream, accept: Callable[[Stream], None] | None) -> None:
         blocked = self.is_blocked(stream.client, stream.server) or self.is_blocked(stream.server, stream.client)

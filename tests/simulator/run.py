@@ -109,11 +109,13 @@ class Simulation:
         self.loop = Loop(seed, limit_s=max([0.0, *(fault.at_s for fault in what.faults)]) + FAULT_S + CALM_S)
         self.loop.thread_s = self._thread_s
         self.network = Network(self.loop, seed)
+        self.network.without_keepalive = {"Exchange"} if what.seed % 2 else set()
         self.disk = Disk(root, seed)
         self.logged: list[str] = []
         self.story: list[str] = []
         self.num_faults = 0
         self.num_corrupt = 0  # of them, such as let a worker send a wrong bit
+        self.next_corrupt_s = 0.0
         self.num_failures = 0  # of them, such as let a worker's computation fail
         self.disk_delay_s = 0.0
         self.point: str | None = None  # at which the server is to die

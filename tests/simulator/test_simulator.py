@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from lockstep_server import checkpoints, supervisor
 from lockstep_server.reduction import DuplicateValueError, Reduction
 from tests.simulator import jobs
 from tests.simulator.run import Report, plan, run
@@ -78,3 +79,21 @@ def test_a_duplicate_that_is_added_again_is_found(monkeypatch):
     report = shrink(first_failure(100))
     assert len(report.plan.faults) <= 3
     assert "digest" in describe(report)
+
+
+def test_a_damaged_checkpoint_that_is_used_is_found(monkeypatch):
+    monkeypatch.setattr(checkpoints, "_checksum", lambda *_: "always the same")
+    first_failure(100)
+
+
+def test_an_attempt_without_a_number_of_its_own_is_found(monkeypatch):
+    take_up = supervisor.next_attempt
+
+    async def same_number(record, *arguments):
+        number = max(record.job.attempt, 1)
+        start = await take_up(record, *arguments)
+        record.job.attempt = number
+        return start
+
+    monkeypatch.setattr(supervisor, "next_attempt", same_number)
+    assert "of attempt 1 follows" in describe(first_failure(100))
