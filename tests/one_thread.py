@@ -78,6 +78,10 @@ class OneThreadCluster:
         del self.peers[worker_id]
         self.carry(self.training.worker_lost(worker_id, "the test took it", self.now))
 
+    def leave(self, worker_id):
+        del self.peers[worker_id]
+        self.carry(self.training.worker_leaving(worker_id, self.now))
+
     def run(self):
         while self.outcome is None:
             self.turn()
