@@ -91,6 +91,10 @@ class Journal:
         """Whether more rows wait to be written than should be in memory."""
         return bool(self.trouble) and len(self._batch) > MAX_KEPT_ROWS
 
+    async def by_request(self, request_id: str) -> StoredJob | None:
+        """The job on disk that a request made. Raises StorageError."""
+        return await self._do(lambda: self._store.by_request(request_id))
+
     async def events(self, job_id: str) -> list[service_pb2.Event]:
         """The events of a job, those that could not be written yet included."""
         await self.try_flush()

@@ -75,11 +75,11 @@ class Store:
 
     def jobs(self) -> list[StoredJob]:
         """All jobs in order of place."""
-        rows = self._db.execute("SELECT place, coalesce(request_id, ''), job, wish FROM jobs ORDER BY place")
-        return [
-            StoredJob(place=place, request_id=request_id, job=service_pb2.Job.FromString(job), wish=Wish(wish))
-            for place, request_id, job, wish in rows
-        ]
+        return self._jobs("ORDER BY place")
+
+    def by_request(self, request_id: str) -> StoredJob | None:
+        """The job that a request made."""
+        return next(iter(self._jobs("WHERE request_id = ?", request_id)), None)
 
     def last_sequences(self) -> dict[str, int]:
         """The sequence number of the last event of every job that has one."""
@@ -172,6 +172,13 @@ class Store:
         """Remove a job with its events, history and ledger."""
         with self._transaction():
             self._db.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+
+    def _jobs(self, which: str, *values: str) -> list[StoredJob]:
+        rows = self._db.execute(f"SELECT place, coalesce(request_id, ''), job, wish FROM jobs {which}", values)
+        return [
+            StoredJob(place=place, request_id=request_id, job=service_pb2.Job.FromString(job), wish=Wish(wish))
+            for place, request_id, job, wish in rows
+        ]
 
     def _write_jobs(self, jobs: Iterable[StoredJob]) -> None:
         self._db.executemany(

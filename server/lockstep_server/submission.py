@@ -1,6 +1,7 @@
 """The way of a spec from a client to the queue: checked, made whole, and on disk before it is answered."""
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Callable
 
@@ -60,8 +61,11 @@ class Submission:
         self._submitting = {key: other for key, other in self._submitting.items() if other is not task}
 
     async def _enter(self, request_id: str, spec: job_pb2.JobSpec) -> JobRecord:
-        spec = complete(spec)
         tools = self._tools
+        stored = await tools.journal.by_request(request_id) if request_id else None
+        if stored is not None:  # by an earlier call, which could not know
+            return self._take_in(JobRecord(stored, last_sequence=1))
+        spec = complete(spec)
         violations = check(spec) or [*missing_uploads(spec, tools.uploads), *too_large(spec)]
         if violations:
             raise InvalidSpecError(violations)
@@ -74,13 +78,25 @@ class Submission:
         tools.journal.job(record.stored())
         try:
             await tools.journal.flush()
-        except ServerError:
-            tools.journal.drop(record.id)
-            await asyncio.to_thread(tools.files(record.id).delete)
+        except Exception:
+            await self._undo(record)
             raise
         failpoints.hit("server.submit.stored")
+        return self._take_in(record)
+
+    async def _undo(self, record: JobRecord) -> None:
+        """Leave nothing of a job that could not be stored, or of which only the answer was lost.
+
+        A disk that refuses this, too, may have the job; then the same request finds it there, or the next server does.
+        """
+        self._tools.journal.drop(record.id)
+        with contextlib.suppress(ServerError):
+            await self._tools.journal.delete(record.id)
+            await asyncio.to_thread(self._tools.files(record.id).delete)
+
+    def _take_in(self, record: JobRecord) -> JobRecord:
         self._directory.add(record)
-        tools.uploads.claim(record.uploads)
+        self._tools.uploads.claim(record.uploads)
         self._told()
         return record
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ from lockstep_server.errors import (
 from lockstep_server.initial import initial_parameters
 from lockstep_server.job_files import Which
 from lockstep_server.lifecycle import State
+from lockstep_server.store import Batch, Store
 from tests.server.fakes import FINGERPRINT, NUM_PARAMETERS, Bench, digest_of_version, make_spec, play, turn
 
 PENDING, RUNNING, PAUSED = State.JOB_STATE_PENDING, State.JOB_STATE_RUNNING, State.JOB_STATE_PAUSED
@@ -103,6 +105,53 @@ def test_a_job_the_disk_did_not_take_is_not_there(tmp_path: Path, monkeypatch: p
         assert server.jobs.list((), 0) == []
         await server.submit("request")
         assert len(server.jobs.list((), 0)) == 1
+
+    play(tmp_path, scene)
+
+
+class LosesAnswers:
+    """A store that writes what it is given, and then says that it could not."""
+
+    def __init__(self, store: Store, *, deletes: bool) -> None:
+        self._store, self._deletes = store, deletes
+
+    def write(self, batch: Batch) -> None:
+        self._store.write(batch)
+        raise sqlite3.OperationalError("disk I/O error")
+
+    def delete(self, job_id: str) -> None:
+        if not self._deletes:
+            raise sqlite3.OperationalError("disk I/O error")
+        self._store.delete(job_id)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+def test_a_job_on_disk_whose_client_was_told_of_an_error_is_found_by_its_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(server: Bench) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(server.journal, "_store", LosesAnswers(server.journal._store, deletes=False))
+            with pytest.raises(StorageError):
+                await server.submit("request")
+        (stored,) = server.journal._store.jobs()
+        server.fleet(1)
+        assert await server.submit("request") == stored.job.id
+        await server.load(stored.job.id)
+        assert (await server.events(stored.job.id))[:2] == ["submitted", "running"]
+
+    play(tmp_path, scene)
+
+
+def test_a_job_whose_client_was_told_of_an_error_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(server: Bench) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(server.journal, "_store", LosesAnswers(server.journal._store, deletes=True))
+            with pytest.raises(StorageError):
+                await server.submit("request")
+        assert server.journal._store.jobs() == []
 
     play(tmp_path, scene)
 
