@@ -77,7 +77,19 @@ def test_a_worker_that_hangs_or_dies_is_replaced_and_the_bits_stay(client, job, 
     assert any(DIED in event for event in events) == (fault == signal.SIGKILL)
     assert sum("taken up" in event for event in events) == 1, "nothing but a worker was lost"
     assert job.wait(timeout_s=WAIT_S).digest == expected
-    until_gone(workers_of(client) or [victim])
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_the_next_job_runs_in_the_processes_of_the_last_one_unless_they_died(client, job, killed, expected):
+    before = workers_of(client)
+    assert job.wait(timeout_s=WAIT_S).digest == expected
+    victims = {min(before)} if killed else set()
+    for victim in victims:
+        os.kill(victim.pid, signal.SIGKILL)
+        until_gone([victim])
+    second = client.submit(spec_of(SETTINGS), data=(X, Y))
+    assert second.wait(timeout_s=WAIT_S).digest == expected
+    assert workers_of(client) & before == before - victims
 
 
 def test_a_worker_that_wakes_after_its_lease_ends_and_is_replaced(client, job, expected):

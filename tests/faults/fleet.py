@@ -7,7 +7,8 @@ import threading
 import time
 
 from lockstep_proto.v1 import training_pb2
-from lockstep_worker.fleet import AskToLeave, Fleet, ForgetData, KillWorker, LoadData, StartWorker, Tell
+from lockstep_worker.fleet import Fleet
+from lockstep_worker.fleet_effects import AskToLeave, ForgetData, KillWorker, LoadData, StartSpare, StartWorker, Tell
 from lockstep_worker.fleet_link import FleetLink
 from tests.faults import data
 from tests.faults.worker_process import JOINED
@@ -34,7 +35,8 @@ class SmallFleet:
         self._events = queue.SimpleQueue()
         self._stream = None
         self._fleet = Fleet("w", grace_s=5.0)
-        self._fleet.resources_changed(training_pb2.FleetResources(worker_slots=len(slots), cpus_per_worker=1, nodes=1))
+        resources = training_pb2.FleetResources(worker_slots=len(slots), cpus_per_worker=1, nodes=1)
+        self._post(lambda: self._fleet.resources_changed(resources, time.monotonic()))
         self._link = FleetLink(
             server,
             lambda stream: self._post(lambda: self._connected(stream)),
@@ -100,10 +102,12 @@ class SmallFleet:
                 pass
             case StartWorker(job_id, worker_id):
                 self._start(job_id, worker_id)
+            case StartSpare(name):  # each worker is a process of its own here
+                self._post(lambda: self._fleet.spare_ended(name))
             case AskToLeave(worker_id):
                 self.workers[worker_id].terminate()
             case KillWorker(worker_id):
-                if self._slot_of[worker_id] not in self.out_of_reach:
+                if worker_id in self.workers and self._slot_of[worker_id] not in self.out_of_reach:
                     self.workers[worker_id].kill()
             case Tell(message):
                 if self._stream is not None:

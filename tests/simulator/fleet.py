@@ -5,7 +5,17 @@ import random
 
 from lockstep_proto.channels import FLEET_HEARTBEAT_S
 from lockstep_proto.v1 import job_pb2, training_pb2
-from lockstep_worker.fleet import AskToLeave, Effect, Fleet, ForgetData, KillWorker, LoadData, StartWorker, Tell
+from lockstep_worker.fleet import Fleet
+from lockstep_worker.fleet_effects import (
+    AskToLeave,
+    Effect,
+    ForgetData,
+    KillWorker,
+    LoadData,
+    StartSpare,
+    StartWorker,
+    Tell,
+)
 from lockstep_worker.fleet_link import REDIAL_S
 from tests.simulator import jobs
 from tests.simulator.loop import Loop, Process
@@ -38,8 +48,8 @@ class FleetHost:
 
     @property
     def workers(self) -> list[Worker]:
-        """The workers that live."""
-        return [worker for worker in self.driver.workers.values() if worker.process.alive]
+        """The workers that live and are no spares."""
+        return [worker for worker in self.driver.workers.values() if worker.process.alive and not worker.over]
 
     def kill(self, *, machine: bool, down_s: float) -> None:
         """End the fleet and all workers at once, and begin again after a while."""
@@ -50,9 +60,10 @@ class FleetHost:
             self._loop.root.later(down_s, self.start)
 
     def resize(self, worker_slots: int) -> None:
-        """Machines join or leave the cluster; workers that have no room die with theirs."""
+        """Machines join or leave the cluster; workers and spares that have no room die with theirs."""
         self.worker_slots = worker_slots
-        for worker in self.workers[worker_slots:]:
+        living = [worker for worker in self.driver.workers.values() if worker.process.alive]
+        for worker in living[worker_slots:]:
             self._network.kill(worker.process, silent=True)
 
 
@@ -60,7 +71,7 @@ class Driver:
     """One life of the fleet."""
 
     def __init__(self, loop: Loop, network: Network, process: Process, host: FleetHost, seed: str) -> None:
-        self.workers: dict[str, Worker] = {}
+        self.workers: dict[str, Worker] = {}  # spares among them
         self._loop = loop
         self._network = network
         self._process = process
@@ -82,7 +93,7 @@ class Driver:
         resources = training_pb2.FleetResources(
             worker_slots=self._host.worker_slots, cpus_per_worker=self._host.cpus_per_worker, nodes=1
         )
-        self._carry(self._fleet.resources_changed(resources))
+        self._carry(self._fleet.resources_changed(resources, self._loop.time()))
 
     # The connection to the server, as the product's link keeps it.
 
@@ -123,8 +134,11 @@ class Driver:
                     self._loading[job_id] = self._process.later(loading_s, self._loaded, job_id, spec)
                 case ForgetData(job_id):
                     self._loading.pop(job_id).cancel()
-                case StartWorker(job_id, worker_id):
-                    self._start(job_id, worker_id)
+                case StartWorker(job_id, worker_id, spare):
+                    worker = self._make(job_id, worker_id, self.workers.pop(spare) if spare is not None else None)
+                    worker.process.later(self._random.uniform(0.05, 1.0), worker.begin)
+                case StartSpare(name):
+                    self._make("", name, None).over = True
                 case AskToLeave(worker_id):
                     worker = self.workers[worker_id]
                     worker.process.later(self._random.uniform(0.0, 0.05), worker.leave)
@@ -146,7 +160,7 @@ class Driver:
         )
         self._carry(self._fleet.data_loaded(loaded, self._loop.time()))
 
-    def _start(self, job_id: str, worker_id: str) -> None:
+    def _make(self, job_id: str, worker_id: str, spare: Worker | None) -> Worker:
         worker = self.workers[worker_id] = Worker(
             self._loop,
             self._network,
@@ -154,14 +168,28 @@ class Driver:
             worker_id,
             num_cpus=self._host.cpus_per_worker,
             joined=lambda: self._joined(worker_id),
-            ended=lambda error: self._ended(worker_id, error),
+            ended=lambda error, reusable: self._ended(worker_id, error, reusable),
+            spare=spare,
         )
-        worker.process.died.append(lambda: None if worker.over else self._ended(worker_id, "its process died"))
-        worker.process.later(self._random.uniform(0.05, 1.0), worker.begin)
+        worker.process.died.append(lambda: self._died(worker_id))
+        return worker
+
+    def _died(self, worker_id: str) -> None:
+        worker = self.workers.get(worker_id)
+        if worker is None:  # it was a spare, and is another worker now
+            return
+        if worker.over:
+            self._process.later(0.0, lambda: self._carry(self._fleet.spare_ended(worker_id)))
+        else:
+            self._ended(worker_id, "its process died", False)
 
     def _joined(self, worker_id: str) -> None:
         self._process.soon(self._fleet.worker_joined, worker_id)
 
-    def _ended(self, worker_id: str, error: str | None) -> None:
-        delay_s = self._random.uniform(0.0, 0.3)
-        self._process.later(delay_s, lambda: self._carry(self._fleet.worker_ended(worker_id, error, self._loop.time())))
+    def _ended(self, worker_id: str, error: str | None, reusable: bool) -> None:
+        self._process.later(self._random.uniform(0.0, 0.3), self._end, worker_id, error, reusable)
+
+    def _end(self, worker_id: str, error: str | None, reusable: bool) -> None:
+        worker = self.workers.get(worker_id)
+        reusable = reusable and worker is not None and worker.process.alive
+        self._carry(self._fleet.worker_ended(worker_id, error, self._loop.time(), reusable=reusable))

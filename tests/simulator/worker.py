@@ -21,9 +21,10 @@ from tests.simulator.server import ADDRESS
 
 
 class Worker:
-    """A process that computes for one job.
+    """A process that computes for one job; that of a `spare` has done so for others, or has yet to begin.
 
-    `joined` is called when the server has welcomed it, `ended` with its error, if it ends by one.
+    `joined` is called when the server has welcomed it, `ended` with its error, if it ends by one, and whether its
+    process can be another worker.
     """
 
     def __init__(
@@ -35,9 +36,10 @@ class Worker:
         *,
         num_cpus: int,
         joined: Callable[[], None],
-        ended: Callable[[str | None], None],
+        ended: Callable[[str | None, bool], None],
+        spare: "Worker | None" = None,
     ) -> None:
-        self.process = Process(loop, worker_id)
+        self.process = Process(loop, worker_id) if spare is None else spare.process
         self.slowness = 1.0  # factor on what its computations take
         self.num_copies = 0  # so many of the next chunks are sent twice
         self.wrong_bits: list[int] = []  # each is turned over in one further chunk
@@ -57,6 +59,8 @@ class Worker:
         self._engine: tuple[Job, Engine] | None = None
         self.stream: Stream | None = None
         self.over = False  # it has ended by itself
+        self._ending = False  # or is about to
+        self._num_computing = 0
 
     def begin(self) -> None:
         """Dial, unless it has been told to leave already."""
@@ -72,7 +76,8 @@ class Worker:
         self._carry(self._session.leave())
 
     def _dial(self) -> None:
-        self.process.start(self._exchange())
+        if not self._ending:
+            self.process.start(self._exchange())
 
     async def _exchange(self) -> None:
         stream = self.stream = self._network.call(self.process, ADDRESS, "Exchange")
@@ -90,7 +95,7 @@ class Worker:
             self._carry(self._session.lost(reason, self._loop.time()))
 
     async def _tick(self) -> None:
-        while True:
+        while not self._ending:
             await asyncio.sleep(self._session.period_s)
             self._carry(self._session.tick(self._loop.time()))
 
@@ -108,21 +113,26 @@ class Worker:
                 case Dial(wait_s):
                     self._hang_up()
                     self.process.later(wait_s, self._dial)
-                case End(reason, failed):
+                case End(reason, failed, refused):
+                    self._ending = True
                     if self.stream is not None:
                         self.stream.up.end(StreamEnd())
                     self.stream = None
-                    self.process.later(0.01, self._end, reason if failed else None)
+                    self.process.later(0.01, self._end, reason if failed else None, not (failed or refused))
 
     def _hang_up(self) -> None:
         if self.stream is not None:
             self.stream.cancel()
             self.stream = None
 
-    def _end(self, error: str | None) -> None:
+    def _end(self, error: str | None, reusable: bool) -> None:
+        if reusable and self._num_computing:
+            self.process.later(0.01, self._end, error, reusable)
+            return
         self.over = True
-        self._ended(error)
-        self.process.kill()
+        self._ended(error, reusable)
+        if not reusable:
+            self.process.kill()
 
     async def _compute(self, computation: Compute, stream: Stream) -> None:
         left_off = False  # superseded, as seen when a shard was begun
@@ -137,6 +147,7 @@ class Worker:
                         return
 
         task, parameters = computation.task, computation.parameters
+        self._num_computing += 1
         try:
             self._fail_if_due()
             engine = self._engine_for(computation.job)
@@ -147,6 +158,8 @@ class Worker:
             self._carry(self._session.failed(error))
         else:
             self._carry(self._session.computed())
+        finally:
+            self._num_computing -= 1
 
     def _shard_s(self, job: Job) -> float:
         return self._step_s / job.spec.shards * self.slowness * self._random.uniform(0.8, 1.2)

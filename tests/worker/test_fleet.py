@@ -11,14 +11,19 @@ from lockstep_worker.fleet import (
     JOIN_S,
     LONGEST_RETRY_S,
     ORDERLY_S,
-    AskToLeave,
+    OVER_S,
     Fleet,
+)
+from lockstep_worker.fleet_effects import (
+    AskToLeave,
     ForgetData,
     KillWorker,
     LoadData,
+    StartSpare,
     StartWorker,
     Tell,
 )
+from lockstep_worker.spares import SPARE_S
 
 SPEC = job_pb2.JobSpec(name="n")
 GRACE_S = 3.0
@@ -40,8 +45,10 @@ class Driven:
     def __init__(self):
         self.fleet = Fleet("f", grace_s=GRACE_S)
         self.now = 1000.0
+        self.slots = 0
         self.running = {}  # worker id -> job id
         self.leaving = set()
+        self.spares = set()
         self.told = []
         self.data = set()
 
@@ -54,18 +61,24 @@ class Driven:
                     self.data.add(job_id)
                 case ForgetData(job_id):
                     self.data.remove(job_id)
-                    assert job_id not in self.running.values()
-                case StartWorker(job_id, worker_id):
+                    assert self.count(job_id) == 0
+                case StartWorker(job_id, worker_id, spare):
                     assert worker_id not in self.running
                     self.running[worker_id] = job_id
+                    if spare is not None:
+                        self.spares.remove(spare)
+                case StartSpare(name):
+                    self.spares.add(name)
                 case AskToLeave(worker_id):
                     assert worker_id in self.running
                     self.leaving.add(worker_id)
                 case KillWorker(worker_id):
                     self.running.pop(worker_id, None)
                     self.leaving.discard(worker_id)
+                    self.spares.discard(worker_id)
                 case Tell(message):
                     self.told.append(message)
+        assert not self.spares or len(self.spares) + len(self.running) <= self.slots
         return effects
 
     def order(self, **jobs):
@@ -79,6 +92,23 @@ class Driven:
 
     def ended(self, worker_id, error=None):
         return self.carry(self.fleet.worker_ended(worker_id, error, self.now))
+
+    def over(self, worker_id):
+        """The work of a worker is over, and its process is there for more."""
+        effects = self.fleet.worker_ended(worker_id, None, self.now, reusable=True)
+        self.running.pop(worker_id, None)
+        self.leaving.discard(worker_id)
+        if KillWorker(worker_id) not in effects:
+            self.spares.add(worker_id)
+        return self.carry(effects)
+
+    def spare_ended(self, name):
+        return self.carry(self.fleet.spare_ended(name))
+
+    def resize(self, num_slots):
+        self.slots = num_slots
+        resources = training_pb2.FleetResources(worker_slots=num_slots, cpus_per_worker=1, nodes=1)
+        return self.carry(self.fleet.resources_changed(resources, self.now))
 
     def wait(self, seconds):
         self.now += seconds
@@ -100,10 +130,11 @@ def driven():
 
 @pytest.fixture
 def running(driven):
-    """Job a runs with three workers."""
+    """Job a runs with three workers, for which the cluster has just room."""
     driven.order(a=3)
     driven.loaded("a")
     driven.wait(HEALTHY_S + 1)
+    driven.resize(3)
     driven.take_told()
     return driven
 
@@ -151,6 +182,7 @@ def test_news_of_data_of_a_job_that_has_vanished_say_nothing(driven):
 
 def test_a_job_that_comes_back_is_loaded_afresh(running):
     running.order()
+    running.wait(OVER_S)
     assert running.order(a=2) == [LoadData("a", SPEC)]
     running.loaded("a")
     assert running.count("a") == 2
@@ -186,23 +218,53 @@ def test_a_worker_that_does_not_leave_in_time_is_killed(running):
     assert running.ended("f-3", "it was killed") == []
 
 
-def test_a_leaving_worker_is_no_longer_counted(running):
+def test_a_leaving_worker_is_no_longer_counted(driven):
+    driven.resize(4)
+    driven.order(a=3)
+    driven.loaded("a")
+    driven.order(a=2)
+    (leaving,) = driven.leaving
+    assert driven.order(a=3) == [StartWorker("a", "f-8", "f-1")]
+    assert driven.leaving == {leaving}
+
+
+def test_in_a_full_cluster_the_next_worker_waits_for_the_process_of_one_that_leaves(running):
     running.order(a=2)
-    assert running.order(a=3) == [StartWorker("a", "f-4")]
+    assert running.order(a=3) == []
+    assert running.over("f-3") == [StartWorker("a", "f-4", "f-3")]
+
+
+@pytest.mark.parametrize("leave", [lambda fleet: fleet.ended("f-3", "it crashed"), lambda fleet: fleet.wait(GRACE_S)])
+def test_it_gets_one_of_its_own_if_that_one_is_of_no_use(running, leave):
+    running.order(a=2)
+    running.order(a=3)
+    assert leave(running) == [KillWorker("f-3"), StartWorker("a", "f-4")]
+
+
+def test_workers_that_leave_one_job_are_there_for_another_that_the_same_orders_name_first(driven):
+    driven.resize(2)
+    driven.order(b=0, a=2)
+    driven.loaded("a")
+    driven.loaded("b")
+    assert driven.order(b=1, a=1) == [AskToLeave("f-4")]
+    assert driven.over("f-4") == [StartWorker("b", "f-5", "f-4")]
 
 
 def test_jobs_are_kept_apart(running):
     running.order(a=2, b=1)
     running.loaded("b")
+    running.ended("f-3")
     assert (running.count("a"), running.count("b")) == (2, 1)
     running.order(b=1)
     assert (running.count("a"), running.count("b")) == (0, 1)
 
 
-def test_a_job_that_vanishes_is_forgotten_with_its_workers(running):
+def test_a_job_that_vanishes_is_forgotten_and_its_workers_are_to_end(running):
     running.order(a=2)  # one is about to leave
-    effects = running.order()
-    assert effects == [*[KillWorker(f"f-{i}") for i in (1, 2, 3)], ForgetData("a")]
+    assert running.order() == [AskToLeave("f-1"), AskToLeave("f-2"), ForgetData("a")]
+    assert running.ended("f-1") == [KillWorker("f-1")]
+    assert running.wait(OVER_S) == [KillWorker("f-2")]
+    assert running.wait(GRACE_S) == [KillWorker("f-3")]
     assert running.wait(100) == []
 
 
@@ -371,10 +433,10 @@ def test_an_unknown_worker_that_ends_says_nothing(running):
 
 def test_resources_are_told_when_they_change(driven):
     def changed(num_nodes):
-        resources = training_pb2.FleetResources(worker_slots=2, cpus_per_worker=1, nodes=num_nodes)
-        return driven.fleet.resources_changed(resources)
+        resources = training_pb2.FleetResources(cpus_per_worker=1, nodes=num_nodes)
+        return driven.fleet.resources_changed(resources, driven.now)
 
-    two = training_pb2.FleetResources(worker_slots=2, cpus_per_worker=1, nodes=2)
+    two = training_pb2.FleetResources(cpus_per_worker=1, nodes=2)
     assert len(changed(1)) == 1
     assert changed(1) == []
     assert changed(2) == [Tell(training_pb2.FleetMessage(resources=two))]
@@ -382,7 +444,7 @@ def test_resources_are_told_when_they_change(driven):
 
 def test_a_server_that_was_dialled_again_is_told_resources_first_and_then_all_live_data(running):
     resources = training_pb2.FleetResources(worker_slots=2, cpus_per_worker=1, nodes=1)
-    running.carry(running.fleet.resources_changed(resources))
+    running.resize(2)
     running.order(a=3, b=1, c=1, d=1)
     running.loaded("b")
     failed = training_pb2.DataFailed(job_id="c", message="no such file")
@@ -400,6 +462,106 @@ def test_the_order_of_a_server_that_restarted_finds_its_job_loaded_and_running(r
     assert running.count("a") == 3
 
 
+# Spares
+
+
+def worker_of(effects):
+    (found,) = (effect for effect in effects if isinstance(effect, StartWorker))
+    return found
+
+
+@pytest.fixture
+def idle(driven):
+    """A cluster with room for two, whose processes f-1 and f-2 wait for a job."""
+    driven.carry(driven.fleet.connected(driven.now))
+    driven.resize(2)
+    driven.take_told()
+    return driven
+
+
+def test_a_process_is_started_ahead_for_every_slot(driven):
+    assert driven.resize(2)[1:] == [StartSpare("f-1"), StartSpare("f-2")]
+    assert driven.resize(3)[1:] == [StartSpare("f-3")]
+
+
+def test_no_process_is_started_ahead_where_workers_are(running):
+    assert running.resize(4)[1:] == [StartSpare("f-4")]
+
+
+def test_workers_start_in_the_processes_of_spares_under_ids_of_their_own(idle):
+    idle.order(a=3)
+    started = [StartWorker("a", "f-3", "f-2"), StartWorker("a", "f-4", "f-1"), StartWorker("a", "f-5")]
+    assert idle.loaded("a")[1:] == started
+
+
+def test_the_process_of_a_worker_whose_job_is_over_serves_the_next_job(running):
+    assert running.over("f-2") == []
+    running.order(b=1)
+    assert worker_of(running.loaded("b")) == StartWorker("b", "f-4", "f-2")
+
+
+def test_one_that_is_asked_to_leave_when_its_job_vanishes_does_so_too(running):
+    running.order(b=1)
+    running.over("f-2")
+    assert worker_of(running.loaded("b")).spare == "f-2"
+    assert running.wait(OVER_S) == [KillWorker("f-1"), KillWorker("f-3")]
+
+
+def test_a_worker_that_failed_leaves_no_spare(running):
+    running.ended("f-2", "it cannot compute")
+    assert running.spares == set()
+
+
+def test_a_job_that_lost_a_worker_in_order_gets_its_process_again_a_little_later(running):
+    running.over("f-2")
+    assert running.wait(ORDERLY_S) == [StartWorker("a", "f-4", "f-2")]
+
+
+def test_the_process_of_a_worker_that_the_server_has_given_up_is_ended_even_if_it_ended_in_order(running):
+    running.over("f-2")
+    assert KillWorker("f-2") in running.give_up("a", 3, "f-2")
+    assert running.spares == set()
+
+
+def test_a_spare_whose_process_died_is_not_used(idle):
+    assert idle.spare_ended("f-2") == [KillWorker("f-2")]
+    idle.order(a=2)
+    assert idle.loaded("a")[1:] == [StartWorker("a", "f-3", "f-1"), StartWorker("a", "f-4")]
+
+
+def test_the_end_of_a_process_that_is_no_spare_says_nothing(running):
+    assert running.spare_ended("f-1") == []
+    assert running.count("a") == 3
+
+
+def test_spares_that_nobody_needs_end_after_a_while(idle):
+    assert idle.wait(SPARE_S - 1) == []
+    assert idle.wait(1) == [KillWorker("f-1"), KillWorker("f-2")]
+    idle.order(a=1)
+    assert worker_of(idle.loaded("a")).spare is None
+
+
+def test_each_job_renews_the_time_of_a_spare(idle):
+    idle.order(a=1)
+    idle.loaded("a")
+    idle.fleet.worker_joined("f-3")
+    idle.wait(SPARE_S - 1)
+    idle.over("f-3")
+    idle.order()
+    assert idle.wait(1) == [KillWorker("f-1")]
+    assert idle.wait(SPARE_S - 1) == [KillWorker("f-3")]
+
+
+def test_spares_give_way_when_the_cluster_gets_smaller(idle):
+    assert idle.resize(1)[1:] == [KillWorker("f-2")]
+    assert idle.resize(0)[1:] == [KillWorker("f-1")]
+
+
+def test_no_spare_is_kept_where_there_is_no_room_for_it(running):
+    running.resize(2)
+    assert running.over("f-3") == [KillWorker("f-3")]
+
+
 # Whatever happens
 
 
@@ -408,6 +570,9 @@ EVENTS = st.one_of(
     st.tuples(st.just("order"), st.dictionaries(JOBS, st.integers(0, 4))),
     st.tuples(st.just("loaded"), JOBS),
     st.tuples(st.just("ended"), st.tuples(st.integers(0, 12), st.sampled_from([None, "died"]))),
+    st.tuples(st.just("over"), st.integers(0, 12)),
+    st.tuples(st.just("spare ended"), st.integers(0, 12)),
+    st.tuples(st.just("resize"), st.integers(0, 8)),
     st.tuples(st.just("given up"), st.integers(0, 12)),
     st.tuples(st.just("server"), st.booleans()),
     st.tuples(st.just("wait"), st.floats(0, 100)),
@@ -425,6 +590,12 @@ def happen(driven, kind, what):
         driven.loaded(what)
     elif kind == "wait":
         driven.wait(what)
+    elif kind == "resize":
+        driven.resize(what)
+    elif kind == "over" and driven.running:
+        driven.over(sorted(driven.running)[what % len(driven.running)])
+    elif kind == "spare ended" and driven.spares:
+        driven.spare_ended(sorted(driven.spares)[what % len(driven.spares)])
     elif kind == "server" and what:
         driven.carry(driven.fleet.connected(driven.now))
     elif kind == "server":

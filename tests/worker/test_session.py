@@ -286,7 +286,7 @@ def test_a_server_that_cuts_chunks_differently_after_its_restart_is_followed(com
 
 @pytest.mark.parametrize("refused", [True, False])
 def test_a_goodbye_ends_it(computing, refused):
-    assert computing.hear(goodbye("numerics differ", refused=refused)) == [End("numerics differ")]
+    assert computing.hear(goodbye("numerics differ", refused=refused)) == [End("numerics differ", refused=refused)]
     assert computing.session.superseded(computing.first)
 
 

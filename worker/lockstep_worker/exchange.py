@@ -66,6 +66,11 @@ class Worker:
         # (computation, its stream), then None; or what ended another thread
         self._tasks: queue.SimpleQueue[tuple[Compute, _Stream] | BaseException | None] = queue.SimpleQueue()
 
+    @property
+    def refused(self) -> bool:
+        """Whether the server has sent it away for good."""
+        return self._end is not None and self._end.refused
+
     def leave(self) -> None:
         """Have `run` end soon: the server gives the worker's shards to others."""
         with self._lock:

@@ -2,72 +2,41 @@
 
 It follows the server's orders (all it wishes, each time whole) and what happens in the Ray cluster: an event in, a
 list of effects out. Times, in seconds, come with the events.
+
+The process of a worker whose job is over becomes a spare, which the next worker to be started takes; spares are made
+ahead, too, where the cluster has room. A worker has an id of its own all the same, for the server never meets one that
+it has given up again. All processes are of one size, and workers and spares together are never more than the cluster
+has slots, so spares are in nobody's way.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from lockstep_proto.v1 import job_pb2, training_pb2
+from lockstep_worker.fleet_effects import (
+    AskToLeave,
+    Effect,
+    ForgetData,
+    KillWorker,
+    LoadData,
+    StartSpare,
+    StartWorker,
+    Tell,
+)
+from lockstep_worker.spares import Spares
 
 FIRST_RETRY_S = 0.5  # before a worker that did not live is replaced; doubled with each further one
 LONGEST_RETRY_S = 30.0
 HEALTHY_S = 10.0  # a worker that lived so long is no sign of something that always fails
 ORDERLY_S = 0.5  # a worker ends before the orders that explain it arrive
 GRACE_S = 5.0  # for an orderly leave; then the worker is killed
+OVER_S = 1.0  # the same for workers whose job is over: to start another process takes about as long
 JOIN_S = 60.0  # for a worker to start and reach the server, on a busy machine
-
-
-@dataclass(frozen=True)
-class LoadData:
-    """Load a job's data, and say how that went."""
-
-    job_id: str
-    spec: job_pb2.JobSpec
-
-
-@dataclass(frozen=True)
-class ForgetData:
-    """Stop loading a job's data, and drop what there is."""
-
-    job_id: str
-
-
-@dataclass(frozen=True)
-class StartWorker:
-    """Start a worker for a job."""
-
-    job_id: str
-    worker_id: str
-
-
-@dataclass(frozen=True)
-class AskToLeave:
-    """Ask a worker to leave in order."""
-
-    worker_id: str
-
-
-@dataclass(frozen=True)
-class KillWorker:
-    """End a worker's process, if it has not ended by itself."""
-
-    worker_id: str
-
-
-@dataclass(frozen=True)
-class Tell:
-    """Tell the server."""
-
-    message: training_pb2.FleetMessage
-
-
-Effect = LoadData | ForgetData | StartWorker | AskToLeave | KillWorker | Tell
 
 
 @dataclass
 class _Worker:
     started_s: float
-    kill_s: float | None = None  # when, if it has been asked to leave
     joined: bool = False  # the server has welcomed it
 
 
@@ -81,10 +50,6 @@ class _Job:
     num_deaths: int = 0  # in a row, of workers that did not live long; those of one start count once
     retry_s: float = 0.0  # none is started before
 
-    @property
-    def staying(self) -> list[str]:
-        return [worker_id for worker_id, worker in self.workers.items() if worker.kill_s is None]
-
 
 class Fleet:
     """The fleet's knowledge. `token` makes its worker ids its own; `grace_s` is the time a worker has to leave."""
@@ -93,7 +58,9 @@ class Fleet:
         self._token = token
         self._grace_s = grace_s
         self._jobs: dict[str, _Job] = {}
-        self._num_started = 0
+        self._leaving: dict[str, float] = {}  # workers that are of no job any more, and when they are killed
+        self._spares = Spares()
+        self._num_named = 0
         self._connected_s: float | None = None  # since when, if it is
         self._resources = training_pb2.FleetResources()
 
@@ -108,29 +75,35 @@ class Fleet:
         """Take note that there is no server; the workers wait for it."""
         self._connected_s = None
 
-    def resources_changed(self, resources: training_pb2.FleetResources) -> list[Effect]:
-        """Take note of what the cluster has."""
+    def resources_changed(self, resources: training_pb2.FleetResources, now: float) -> list[Effect]:
+        """Take note of what the cluster has, and have a process ready for every slot of it."""
         if resources == self._resources:
             return []
         self._resources = resources
-        return [Tell(training_pb2.FleetMessage(resources=resources))]
+        effects: list[Effect] = [Tell(training_pb2.FleetMessage(resources=resources))]
+        while self._num_free < 0 and (surplus := self._spares.take()) is not None:
+            effects.append(KillWorker(surplus))
+        for _ in range(self._num_free):
+            name = self._new_name()
+            self._spares.keep(name, now)
+            effects.append(StartSpare(name))
+        return effects
 
     def ordered(self, orders: Iterable[training_pb2.JobOrder], now: float) -> list[Effect]:
         """Follow the server's orders: begin what is new, change what has changed, end what is not in them."""
-        effects: list[Effect] = []
         wanted = {order.job_id: order for order in orders}
+        effects: list[Effect] = []
+        for job_id in [job_id for job_id in self._jobs if job_id not in wanted]:
+            job = self._jobs.pop(job_id)
+            effects += [self._ask_to_leave(worker_id, now + OVER_S) for worker_id in job.workers]
+            effects.append(ForgetData(job_id))
         for job_id, order in wanted.items():
             if job_id not in self._jobs:
                 self._jobs[job_id] = _Job(order.spec)
                 effects.append(LoadData(job_id, order.spec))
             self._jobs[job_id].num_workers = order.num_workers
             effects += self._end_given_up(self._jobs[job_id], order.given_up, now)
-            effects += self._adjust(job_id, now)
-        for job_id in [job_id for job_id in self._jobs if job_id not in wanted]:
-            job = self._jobs.pop(job_id)
-            effects += [KillWorker(worker_id) for worker_id in job.workers]
-            effects.append(ForgetData(job_id))
-        return effects
+        return effects + self._adjust(now)
 
     def data_loaded(self, loaded: training_pb2.DataLoaded, now: float) -> list[Effect]:
         """Take note that a job's data are there; its workers can start."""
@@ -138,7 +111,7 @@ class Fleet:
         if job is None:
             return []
         job.outcome, job.loaded = training_pb2.FleetMessage(data_loaded=loaded), True
-        return [Tell(job.outcome), *self._adjust(loaded.job_id, now)]
+        return [Tell(job.outcome), *self._adjust(now)]
 
     def data_failed(self, failed: training_pb2.DataFailed) -> list[Effect]:
         """Take note that a job cannot have its data."""
@@ -154,43 +127,55 @@ class Fleet:
             if worker_id in job.workers:
                 job.workers[worker_id].joined = True
 
-    def worker_ended(self, worker_id: str, error: str | None, now: float) -> list[Effect]:
-        """Take note that a worker's process has ended, by an error or in order."""
+    def worker_ended(self, worker_id: str, error: str | None, now: float, *, reusable: bool = False) -> list[Effect]:
+        """Take note that a worker has ended, by an error or in order, and whether its process may be another one."""
         found = next(((job_id, job) for job_id, job in self._jobs.items() if worker_id in job.workers), None)
-        if found is None:
+        if found is None and worker_id not in self._leaving:
             return []
-        job_id, job = found
-        worker = job.workers.pop(worker_id)
-        effects: list[Effect] = [KillWorker(worker_id)]  # a process whose work has ended still holds its CPUs
-        if worker.kill_s is None:
-            _delay_next(job, worker, now, in_order=error is None)
-            if error is not None:
-                effects.append(_tell_exit(job_id, worker_id, error))
-        return effects + self._adjust(job_id, now)
+        told: list[Effect] = []
+        if found is None:
+            del self._leaving[worker_id]
+        else:
+            job_id, job = found
+            _delay_next(job, job.workers.pop(worker_id), now, in_order=error is None)
+            told = [] if error is None else [_tell_exit(job_id, worker_id, error)]
+        return [*self._keep_or_kill(worker_id, now, reusable=reusable), *told, *self._adjust(now)]
+
+    def spare_ended(self, name: str) -> list[Effect]:
+        """Take note that the process of a spare has ended; that of a worker is told as the end of the worker."""
+        return [KillWorker(name)] if self._spares.drop(name) else []
 
     def tick(self, now: float) -> list[Effect]:
         """Kill those that did not leave or join in time, and replace the dead when their wait is over."""
-        effects: list[Effect] = []
+        overdue = [worker_id for worker_id, kill_s in self._leaving.items() if kill_s <= now]
+        for worker_id in overdue:
+            del self._leaving[worker_id]
+        effects: list[Effect] = [KillWorker(name) for name in [*overdue, *self._spares.overdue(now)]]
         for job_id, job in self._jobs.items():
-            overdue = [
-                name for name, worker in job.workers.items() if worker.kill_s is not None and worker.kill_s <= now
-            ]
-            for worker_id in overdue:
-                del job.workers[worker_id]
-                effects.append(KillWorker(worker_id))
             effects += self._end_unheard(job_id, job, now)
-            effects += self._adjust(job_id, now)
-        return effects
+        return effects + self._adjust(now)
+
+    def _keep_or_kill(self, worker_id: str, now: float, *, reusable: bool) -> list[Effect]:
+        if reusable and self._num_free > 0:
+            self._spares.keep(worker_id, now)
+            return []
+        return [KillWorker(worker_id)]  # a process whose work has ended still holds its CPUs
+
+    @property
+    def _num_free(self) -> int:
+        """Slots without a process."""
+        num_working = sum(len(job.workers) for job in self._jobs.values())
+        return self._resources.worker_slots - num_working - len(self._leaving) - len(self._spares)
 
     def _end_given_up(self, job: _Job, worker_ids: Iterable[str], now: float) -> list[Effect]:
         """End the workers that hang; those that have ended already, or were another fleet's, are none of the job's."""
         effects: list[Effect] = []
         for worker_id in worker_ids:
-            worker = job.workers.pop(worker_id, None)
-            if worker is not None:
-                effects.append(KillWorker(worker_id))
-                if worker.kill_s is None:
-                    _delay_next(job, worker, now, in_order=False)
+            if worker_id in job.workers:
+                _delay_next(job, job.workers.pop(worker_id), now, in_order=False)
+            elif self._leaving.pop(worker_id, None) is None and not self._spares.drop(worker_id):
+                continue
+            effects.append(KillWorker(worker_id))
         return effects
 
     def _end_unheard(self, job_id: str, job: _Job, now: float) -> list[Effect]:
@@ -200,7 +185,7 @@ class Fleet:
         effects: list[Effect] = []
         for worker_id, worker in list(job.workers.items()):
             since_s = max(worker.started_s, self._connected_s)
-            if not worker.joined and worker.kill_s is None and now - since_s > JOIN_S:
+            if not worker.joined and now - since_s > JOIN_S:
                 effects += [
                     KillWorker(worker_id),
                     _tell_exit(job_id, worker_id, f"it did not reach the server within {JOIN_S:g} s"),
@@ -208,24 +193,34 @@ class Fleet:
                 _delay_next(job, job.workers.pop(worker_id), now, in_order=False)
         return effects
 
-    def _adjust(self, job_id: str, now: float) -> list[Effect]:
-        """Start or send away workers until the job has as many as it is to have."""
-        job = self._jobs[job_id]
-        staying = job.staying
-        if len(staying) > job.num_workers:
-            return [self._ask_to_leave(job, worker_id, now) for worker_id in staying[job.num_workers :]]
-        if not job.loaded or now < job.retry_s:
-            return []
-        return [self._start(job_id, job, now) for _ in range(job.num_workers - len(staying))]
+    def _adjust(self, now: float) -> list[Effect]:
+        """Send away workers and start others until every job has as many as it is to have."""
+        effects: list[Effect] = []
+        for job in self._jobs.values():
+            for worker_id in list(job.workers)[job.num_workers :]:
+                del job.workers[worker_id]
+                effects.append(self._ask_to_leave(worker_id, now + self._grace_s))
+        for job_id, job in self._jobs.items():
+            while job.loaded and now >= job.retry_s and len(job.workers) < job.num_workers and self._has_room:
+                effects.append(self._start(job_id, job, now))
+        return effects
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether there is no reason to wait: in a full cluster for a worker that leaves, which may become a spare."""
+        return len(self._spares) > 0 or self._num_free > 0 or not self._leaving
 
     def _start(self, job_id: str, job: _Job, now: float) -> Effect:
-        self._num_started += 1
-        worker_id = f"{self._token}-{self._num_started}"
+        worker_id = self._new_name()
         job.workers[worker_id] = _Worker(now)
-        return StartWorker(job_id, worker_id)
+        return StartWorker(job_id, worker_id, self._spares.take())
 
-    def _ask_to_leave(self, job: _Job, worker_id: str, now: float) -> Effect:
-        job.workers[worker_id].kill_s = now + self._grace_s
+    def _new_name(self) -> str:
+        self._num_named += 1
+        return f"{self._token}-{self._num_named}"
+
+    def _ask_to_leave(self, worker_id: str, kill_s: float) -> Effect:
+        self._leaving[worker_id] = kill_s
         return AskToLeave(worker_id)
 
 

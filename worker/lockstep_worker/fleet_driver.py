@@ -14,7 +14,17 @@ import ray
 from lockstep_proto import failpoints
 from lockstep_proto.v1 import job_pb2, training_pb2
 from lockstep_worker.actor import WorkerActor
-from lockstep_worker.fleet import AskToLeave, Effect, Fleet, ForgetData, KillWorker, LoadData, StartWorker, Tell
+from lockstep_worker.fleet import Fleet
+from lockstep_worker.fleet_effects import (
+    AskToLeave,
+    Effect,
+    ForgetData,
+    KillWorker,
+    LoadData,
+    StartSpare,
+    StartWorker,
+    Tell,
+)
 from lockstep_worker.fleet_link import FleetLink, FleetStream
 from lockstep_worker.loading import Failure, JobData, Loading
 from lockstep_worker.ray_errors import in_words
@@ -39,7 +49,9 @@ class FleetDriver:
         self._data_roots = tuple(os.path.abspath(root) for root in data_roots)
         self._fleet = Fleet(secrets.token_hex(3), grace_s=grace_s)
         self._events: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._actors: dict[str, Any] = {}
+        self._actors: dict[str, Any] = {}  # of workers and spares
+        self._turns: dict[str, int] = {}  # of workers
+        self._num_turns = 0
         self._loadings: dict[str, Loading] = {}
         self._data: dict[str, JobData] = {}
         self._stream: FleetStream | None = None
@@ -131,7 +143,7 @@ class FleetDriver:
         resources = training_pb2.FleetResources(
             worker_slots=slots, cpus_per_worker=self._cpus_per_worker, nodes=len(alive)
         )
-        self._carry(self._fleet.resources_changed(resources))
+        self._carry(self._fleet.resources_changed(resources, time.monotonic()))
 
     # Effects
 
@@ -142,12 +154,15 @@ class FleetDriver:
                     self._load(job_id, spec)
                 case ForgetData(job_id):
                     self._forget(job_id)
-                case StartWorker(job_id, worker_id):
-                    self._start(job_id, worker_id)
+                case StartWorker(job_id, worker_id, spare):
+                    self._start(job_id, worker_id, spare)
+                case StartSpare(name):
+                    self._start_process(name)
                 case AskToLeave(worker_id):
                     log.info("a worker is to leave worker=%s", worker_id)
                     failpoints.hit("fleet.leave")
-                    self._actors[worker_id].leave.remote()
+                    if worker_id in self._actors:  # or its process has ended just now
+                        self._actors[worker_id].leave.remote(self._turns[worker_id])
                 case KillWorker(worker_id):
                     actor = self._actors.pop(worker_id, None)
                     if actor is not None:
@@ -195,17 +210,34 @@ class FleetDriver:
             loading.cancel()
         self._data.pop(job_id, None)
 
-    def _start(self, job_id: str, worker_id: str) -> None:
-        log.info("starting a worker job=%s worker=%s", job_id, worker_id)
+    def _start(self, job_id: str, worker_id: str, spare: str | None) -> None:
+        log.info(
+            "starting a worker%s job=%s worker=%s", f" in the process of {spare}" if spare else "", job_id, worker_id
+        )
         failpoints.hit("fleet.start")
-        # three calls at once: `join` waits and `leave` is heard while `run` runs
-        options = WorkerActor.options(num_cpus=self._cpus_per_worker, max_restarts=0, max_concurrency=3)
-        actor = self._actors[worker_id] = options.remote(worker_id, self._cpus_per_worker)
-        ended = actor.run.remote(job_id, self._server, self._data[job_id]).future()
-        joined = actor.join.remote().future()
+        if spare is None:
+            self._start_process(worker_id)
+        else:
+            self._actors[worker_id] = self._actors.pop(spare)
+        self._num_turns += 1
+        number = self._turns[worker_id] = self._num_turns
+        actor = self._actors[worker_id]
+        ended = actor.run.remote(number, worker_id, job_id, self._server, self._data[job_id]).future()
+        joined = actor.join.remote(number).future()
         failpoints.hit("fleet.started")
         joined.add_done_callback(lambda future: self._post(lambda: self._join_ended(worker_id, future)))
         ended.add_done_callback(lambda future: self._post(lambda: self._ended(job_id, worker_id, future)))
+
+    def _start_process(self, name: str) -> None:
+        # four calls at once: `live` and `join` wait and `leave` is heard while `run` runs
+        options = WorkerActor.options(num_cpus=self._cpus_per_worker, max_restarts=0, max_concurrency=4)
+        actor = self._actors[name] = options.remote(self._cpus_per_worker)
+        actor.live.remote().future().add_done_callback(lambda _: self._post(lambda: self._process_ended(actor)))
+
+    def _process_ended(self, actor: Any) -> None:
+        for name in [name for name, other in self._actors.items() if other is actor]:
+            del self._actors[name]
+            self._carry(self._fleet.spare_ended(name))
 
     def _join_ended(self, worker_id: str, future: Any) -> None:
         if future.exception() is None:
@@ -214,6 +246,10 @@ class FleetDriver:
     def _ended(self, job_id: str, worker_id: str, future: Any) -> None:
         failpoints.hit("fleet.ended")
         error = future.exception()
-        reason = None if error is None else in_words(error)
-        log.info("a worker ended: %s job=%s worker=%s", reason or future.result(), job_id, worker_id)
-        self._carry(self._fleet.worker_ended(worker_id, reason, time.monotonic()))
+        reason, reusable = future.result() if error is None else (in_words(error), False)
+        reusable &= worker_id in self._actors
+        log.info("a worker ended: %s job=%s worker=%s", reason, job_id, worker_id)
+        self._turns.pop(worker_id, None)
+        self._carry(
+            self._fleet.worker_ended(worker_id, None if error is None else reason, time.monotonic(), reusable=reusable)
+        )

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
 
 END_S = 8.0  # for the end of the workers and of a local Ray; after that this process ends whatever is left
 # Set before Ray is loaded, so that it and its workers begin with them: one BLAS thread, and a malloc that keeps its
-# memory. Ray would try a task that runs out of memory again for ever, and would wait long for a stopped process to end.
+# memory. Ray would try a task that runs out of memory again for ever, would wait long for a stopped process to end, and
+# would end one that has loaded data a second later, so that the next job has to wait for another: it has so many
+# minutes, as spares have.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",
     "RAY_task_oom_retries": "3",
     "RAY_kill_worker_timeout_milliseconds": "500",
+    "RAY_idle_worker_killing_time_threshold_ms": "300000",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",

@@ -69,6 +69,7 @@ class End:
 
     reason: str
     failed: bool = False
+    refused: bool = False  # the server will not have this worker again
 
 
 Effect = Send | Joined | Compute | Dial | End
@@ -132,7 +133,7 @@ class Session:
                     return self._welcome(message.welcome)
                 case "goodbye":
                     failpoints.hit("worker.goodbye")
-                    return self._end(End(message.goodbye.reason))
+                    return self._end(End(message.goodbye.reason, refused=message.goodbye.refused))
         except ProtocolError as error:
             return self.lost(f"the server sent what cannot be: {error}", now)
         return _NOTHING
