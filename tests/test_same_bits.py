@@ -7,6 +7,7 @@ import pytest
 
 from lockstep_proto.layout import Layout, digest
 from lockstep_proto.spec import read_spec
+from lockstep_worker import stacking
 from tests import plain_loop
 from tests.one_thread import OneThreadCluster
 from tests.plain_loop import Settings
@@ -171,3 +172,18 @@ def test_a_step_moves_as_many_bytes_as_the_parameters_have(bfloat16, element_byt
     data = Layout.from_spec(spec).num_parameters * element_bytes
     headers_and_work = (48 + 64) * workers * (steps + 1)
     assert workers * steps * data <= cluster.num_bytes_down <= workers * (steps + 1) * data + headers_and_work
+
+
+@pytest.mark.parametrize("changes", [{}, {"dropout": 0.4}, {"bfloat16": True}, {"dtype": np.float64}])
+def test_stacked_shards_give_the_bits_of_the_plain_loop(changes):
+    """Two steps of 16 rows a shard, which are stacked, and one of 8."""
+    s = Settings(sizes=(64, 128, 10), batch=128, epochs=2, **changes)
+    assert stacking.is_proved(s.sizes, np.dtype(s.dtype), 4, 16)
+    rng = np.random.default_rng(6)
+    x, y, weight = rng.normal(size=(320, 64)).astype(s.dtype), rng.integers(0, 10, 320), rng.uniform(0, 2, 320)
+    expected = plain_loop.train(s, x, y, weight=weight).digest(s)
+    for workers, cpus in [(1, 1), (1, 2), (2, 1), (3, 2)]:
+        cluster = OneThreadCluster(spec_of(s), x, y, weight=weight, seed=workers)
+        for i in range(workers):
+            cluster.join(f"w{i}", cpus)
+        assert digest_of(s, cluster.run()) == expected

@@ -244,14 +244,15 @@ def test_the_vector_is_large_beside_what_is_allowed():
     assert BIG_BYTES > 2 * CHUNKS
 
 
-@pytest.mark.parametrize(("cpus", "num_shards"), [(1, 1), (1, 8), (2, 2)])
+@pytest.mark.parametrize(("cpus", "num_shards"), [(1, 1), (1, 8), (2, 2), (2, 8)])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.usefixtures("traced")
 def test_a_worker_allocates_nothing_of_the_size_of_the_parameters_after_its_first_step(cpus, num_shards, dropout):
-    """With more shards than CPUs, and several of these, it may: how many sums are open at once is then chance."""
     spec = job(BIG, dropout=dropout)
-    spec.shards = num_shards
-    shards = shards_of(num_shards, *data(BIG))
+    spec.shards, spec.batch_size.rows = num_shards, 16 * num_shards  # rows of a shard that can be stacked
+    num_rows = LAST * spec.batch_size.rows
+    x, y = RNG.normal(size=(num_rows, BIG[0])).astype(np.float32), RNG.integers(0, BIG[-1], num_rows)
+    shards = shards_of(num_shards, x, y)
     engine = Engine(spec, CHUNK_BYTES // 4, training=shards, validation=shards, num_cpus=cpus)
     parameters = np.zeros(num_parameters(BIG), np.float32)
     for step in range(LAST):

@@ -10,6 +10,7 @@ from lockstep_proto.codec import NodeChunk
 from lockstep_proto.layout import Layout
 from lockstep_proto.spec import read_spec, to_dict
 from lockstep_proto.v1 import training_pb2
+from lockstep_worker import stacking
 from lockstep_worker.engine import Engine
 from lockstep_worker.following import Task
 from lockstep_worker.shard import Shard
@@ -101,11 +102,25 @@ def test_shards_after_the_first_bad_one_are_not_computed():
     assert asked.fetched == [0, 1]
 
 
-@pytest.mark.parametrize("kind", [STEP, EXAMINE])
-def test_what_is_superseded_is_left_off_between_shards_and_not_answered(kind):
+def test_an_examination_that_is_superseded_is_left_off_between_shards_and_not_answered():
     asked = Asked({0: NAN})
-    assert asked.answer(task(kind, (0, 4)), superseded=lambda: bool(asked.fetched)) == []
+    assert asked.answer(task(EXAMINE, (0, 4)), superseded=lambda: bool(asked.fetched)) == []
     assert asked.fetched == [0]
+
+
+def test_a_step_that_is_superseded_is_left_off_between_shards(monkeypatch):
+    monkeypatch.setattr(stacking, "is_proved", lambda *_: False)
+    asked, looks = Asked({0: NAN}), iter([False, True])
+    assert asked.answer(task(STEP, (0, 4)), superseded=lambda: next(looks)) == []
+    assert next(looks, None) is None, "it was looked at twice"
+
+
+def test_a_step_that_is_superseded_is_left_off_between_the_layers_of_stacked_shards(monkeypatch):
+    monkeypatch.setattr(stacking, "is_proved", lambda *_: True)
+    monkeypatch.setattr(sys.modules[__name__], "SPEC", read_spec(to_dict(SPEC) | {"batch_size": 5}))
+    asked, looks = Asked({0: NAN}), iter([False, False, True])  # the node, layer 3, layer 2
+    chunks = asked.answer(task(STEP, (0, 4)), superseded=lambda: next(looks))
+    assert [chunk.chunk_index for chunk in chunks] == [1], "of layer 3 alone"
 
 
 @pytest.mark.parametrize(("wire_dtype", "expected"), [("float32", finding()), ("bfloat16", finding(3, 3))])

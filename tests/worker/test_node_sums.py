@@ -41,7 +41,7 @@ def compute(sums, shard):
     gradient = sums.buffer()
     gradient.flat[...] = value(shard)
     for layer in (2, 1, 0):
-        sums.layer_done(shard, layer, gradient, Sums(1.0, float(shard), 0.0))
+        sums.layer_done((shard, shard + 1), layer, gradient, Sums(1.0, float(shard), 0.0))
 
 
 def check(emitted, ranges, num_shards):
@@ -87,7 +87,7 @@ def test_chunks_go_out_from_the_end_as_soon_as_their_layers_are_done():
     assert emitted.order == []
     done = []
     for layer in (2, 1, 0):
-        sums.layer_done(1, layer, gradient, Sums(1.0, 1.0, 0.0))
+        sums.layer_done((1, 2), layer, gradient, Sums(1.0, 1.0, 0.0))
         done.append(len(emitted.order))
     assert 0 < done[0] < done[1] < done[2] == CHUNKING.num_chunks
     assert [index for _, index in emitted.order] == list(reversed(range(CHUNKING.num_chunks)))
@@ -103,5 +103,5 @@ def test_buffers_are_used_again():
             used.add(id(gradient.flat))
             gradient.flat[...] = value(shard)
             for layer in (2, 1, 0):
-                sums.layer_done(shard, layer, gradient, Sums(1.0, 0.0, 0.0))
+                sums.layer_done((shard, shard + 1), layer, gradient, Sums(1.0, 0.0, 0.0))
     assert len(used) <= 4, "log2(V) + 1"

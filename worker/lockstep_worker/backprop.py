@@ -56,6 +56,14 @@ with (ŷ >= 0.5) == (Y >= 0.5), divided by n_L; else add.reduce(r * r, axis=1).
 
 A shard without rows in the step gives +0.0 everywhere. Nothing here divides by the weight: the server does, once.
 
+Stacking. The blocks of several shards may lie one below the other in z^l, m^l and d, and go through the functions, and
+through the products with W^l and W^l.T, together. This changes no bits, and is done only where that was proved:
+before a stack shape is first used, lockstep_worker.stacking compares these products, for the shapes of every layer,
+with those shard by shard, and the functions that are not correctly rounded at every place of an array; if anything
+differs, shards of that shape go one by one. The comparison is of random numbers, so it is strong evidence, and not a
+proof from the source of BLAS; shards whose rows in the step are no multiple of 16, where a difference could hide in an
+edge, are never stacked. Dropout, ΔW^l, Δb^l and the sums stay apart for each shard.
+
 With wire_dtype = bfloat16, W^l and b^l of a step are the server's rounded to bfloat16, and ΔW^l and Δb^l of a shard,
 when its last block has been added, are rounded, as is every sum of two nodes; an evaluation takes W^l and b^l as they
 are (lockstep_proto.bfloat16).
@@ -68,6 +76,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lockstep_proto import bfloat16, tree
 from lockstep_proto.codec import Sums
 from lockstep_proto.v1 import job_pb2
 from lockstep_worker.losses import Loss, loss_from_spec
@@ -75,7 +84,7 @@ from lockstep_worker.metric import Metric, metric_from_spec
 from lockstep_worker.network import BLOCK_ROWS, Network
 from lockstep_worker.order import dropout_stream
 from lockstep_worker.shard import Shard
-from lockstep_worker.workspace import Block, Workspace
+from lockstep_worker.workspace import Block, InputRows, Workspace
 
 Array = npt.NDArray[Any]
 Views = Sequence[tuple[Array, Array]]
@@ -108,6 +117,7 @@ class Backprop:
         self._metric = metric
         self._workspace = Workspace(network, loss.fused)
         self._scratch: Views | None = None
+        self._rights: list[Array] = []  # by depth in the tree, each as large as the largest layer
 
     @classmethod
     def from_spec(cls, spec: job_pb2.JobSpec, network: Network) -> "Backprop":
@@ -126,12 +136,12 @@ class Backprop:
                 out[i][1].fill(0)
                 layer_done(i, _NO_ROWS)
             return _NO_ROWS
-        streams = self._dropout_streams(batch)
+        streams = [self._dropout_streams(batch)]
         sums = _NO_ROWS
         for lo, hi in _blocks(batch.num_rows):
             block = self._workspace.block(hi - lo)
             x, y, w = _gather(block, batch, lo, hi)
-            sums = sums.plus(self._forward(block, parameters, x, y, w, streams))
+            sums = sums.plus(*self._forward(block, parameters, x, y, w, streams))
             self._output_error(block, w)
             into = out if lo == 0 else self._scratch_views(out)
             for i in layers:
@@ -142,19 +152,70 @@ class Backprop:
                     layer_done(i, sums)
         return sums
 
+    def node(
+        self, parameters: Views, batches: Sequence[Batch], out: Views, *, rounds: bool
+    ) -> Iterator[tuple[int, Sums]]:
+        """Compute the value of a node into `out`, its shards stacked. Yield each layer as it is final, and the sums.
+
+        `batches`, of its shards in order, must have equally many rows, of one block at most. `rounds`: whether values
+        are rounded to bfloat16.
+        """
+        rows = batches[0].num_rows
+        block = self._workspace.block(rows * len(batches))
+        parts = [block.part(slice(lo, lo + rows)) for lo in range(0, rows * len(batches), rows)]
+        x, y, w = _stack(block, [_gather(part, batch, 0, rows) for part, batch in zip(parts, batches, strict=True)])
+        streams = [self._dropout_streams(batch) for batch in batches]
+        sums = _tree_sum(self._forward(block, parameters, x, y, w, streams))
+        self._output_error(block, w)
+        for i in range(len(parameters) - 1, -1, -1):
+            z = block.dropped[i - 1] if i > 0 else x
+            self._node_layer(z, block.d[i], rows, out[i], rounds)
+            yield i, sums
+            self._error_before(block, i, parameters)
+
+    def _node_layer(
+        self, z: Array, d: Array, rows: int, out: tuple[Array, Array], rounds: bool, depth: int = 0
+    ) -> None:
+        """Sum one layer's gradient along the tree: each right child is added while it is in cache."""
+        num_shards = len(d) // rows
+        if num_shards == 1:
+            _layer_gradient(z, d, out)
+        else:
+            middle = tree.split(0, num_shards) * rows
+            right = self._right(depth, out)
+            self._node_layer(z[:middle], d[:middle], rows, out, rounds, depth + 1)
+            self._node_layer(z[middle:], d[middle:], rows, right, rounds, depth + 1)
+            _add(out, right)
+        if rounds:
+            for array in out:
+                bfloat16.round_in_place(array.reshape(-1))
+
+    def _right(self, depth: int, like: tuple[Array, Array]) -> tuple[Array, Array]:
+        """Return room for a right child of one layer."""
+        while len(self._rights) <= depth:
+            sizes = self._network.layout.layer_slices
+            largest = max(part.stop - part.start for part in sizes)
+            self._rights.append(np.empty(largest, self._network.layout.dtype))
+        weights, biases = like
+        flat = self._rights[depth][: weights.size + biases.size]
+        return flat[: weights.size].reshape(weights.shape), flat[weights.size :]
+
     def evaluate(self, parameters: Views, shard: Shard) -> Sums:
         """Return weight, loss and metric of all rows of a shard, without dropout."""
         batch, sums = Batch(shard, None), _NO_ROWS
         for lo, hi in _blocks(shard.num_rows):
             block = self._workspace.block(hi - lo)
             x, y, w = _gather(block, batch, lo, hi)
-            sums = sums.plus(self._forward(block, parameters, x, y, w, None))
+            sums = sums.plus(*self._forward(block, parameters, x, y, w, [None]))
         return sums
 
     def _forward(
-        self, block: Block, parameters: Views, x: Array, y: Array, w: Array | None, streams: Streams | None
-    ) -> Sums:
-        """Fill the block with m^l, z^l, and ∂Q/∂ŷ (δ^L if the loss is fused); return its sums."""
+        self, block: Block, parameters: Views, x: Array, y: Array, w: Array | None, streams: Sequence[Streams | None]
+    ) -> list[Sums]:
+        """Fill the block with m^l, z^l, and ∂Q/∂ŷ (δ^L if the loss is fused); return the sums of each shard in it.
+
+        There are as many shards, of equally many rows, as there are `streams`, each None where nothing is dropped.
+        """
         z, last = x, len(parameters) - 1
         for i, (weights, biases) in enumerate(parameters):
             np.matmul(z, weights, out=block.m[i])  # (N, n_l)
@@ -162,10 +223,10 @@ class Backprop:
             if i < last or not self._loss.fused:
                 self._network.activations[i].forward(block.m[i], block.z[i], block.t[i])
             z = block.z[i]
-            if streams is not None and (stream := streams[i]) is not None:
-                z = self._drop(block, i, stream)
+            if streams[0] is not None and block.keep[i] is not None:
+                z = self._drop(block, i, streams)
         q = self._loss.rows(block.m[last], z, y, block.d[last], block.t[last])  # (N,)
-        return _sums(w, q, self._metric(z, y, block.t[last]))
+        return _sums(w, q, self._metric(z, y, block.t[last]), len(streams))
 
     def _output_error(self, block: Block, w: Array | None) -> None:
         """Turn ∂Q/∂ŷ into δ^L."""
@@ -177,9 +238,11 @@ class Backprop:
 
     def _backward(self, block: Block, i: int, parameters: Views, x: Array, into: Views) -> None:
         """Write layer i's gradient, and δ of the layer before it."""
-        z = block.dropped[i - 1] if i > 0 else x
-        np.matmul(z.T, block.d[i], out=into[i][0])  # (n_{l-1}, n_l)
-        np.add.reduce(block.d[i], axis=0, out=into[i][1])  # (n_l,)
+        _layer_gradient(block.dropped[i - 1] if i > 0 else x, block.d[i], into[i])
+        self._error_before(block, i, parameters)
+
+    def _error_before(self, block: Block, i: int, parameters: Views) -> None:
+        """Write δ of the layer before layer i, if there is one."""
         if i == 0:
             return
         before, keep = block.d[i - 1], block.keep[i - 1]
@@ -188,10 +251,15 @@ class Backprop:
             before *= keep
         self._network.activations[i - 1].backward(before, block.m[i - 1], block.z[i - 1], block.t[i - 1])
 
-    def _drop(self, block: Block, i: int, stream: np.random.Generator) -> Array:
+    def _drop(self, block: Block, i: int, streams: Sequence[Streams | None]) -> Array:
         p, u, keep = self._network.dropouts[i], block.u[i], block.keep[i]
         assert keep is not None
-        stream.random(dtype=np.float32, out=u)
+        rows = len(u) // len(streams)
+        for lo, of_shard in zip(range(0, len(u), rows), streams, strict=True):
+            assert of_shard is not None
+            stream = of_shard[i]
+            assert stream is not None
+            stream.random(dtype=np.float32, out=u[lo : lo + rows])
         np.greater_equal(u, p, out=keep)
         keep *= 1.0 / (1.0 - p)
         return np.multiply(block.z[i], keep, out=block.dropped[i])
@@ -210,7 +278,7 @@ class Backprop:
         return self._scratch
 
 
-def _gather(block: Block, batch: Batch, lo: int, hi: int) -> tuple[Array, Array, Array | None]:
+def _gather(block: Block | InputRows, batch: Batch, lo: int, hi: int) -> tuple[Array, Array, Array | None]:
     """Return X, Y and w of some rows; without a copy where they are whole ranges of the shard."""
     shard = batch.shard
     if batch.rows is None:
@@ -225,7 +293,7 @@ def _gather(block: Block, batch: Batch, lo: int, hi: int) -> tuple[Array, Array,
     return x, y if y.ndim == 2 else _one_hot(block, y), w
 
 
-def _one_hot(block: Block, labels: Array) -> Array:
+def _one_hot(block: Block | InputRows, labels: Array) -> Array:
     block.y.fill(0)
     block.y[block.index, labels] = 1
     return block.y
@@ -236,11 +304,37 @@ def _add(total: tuple[Array, Array], more: tuple[Array, Array]) -> None:
         np.add(a, b, out=a)
 
 
-def _sums(w: Array | None, q: Array, metric: Array) -> Sums:
-    q, metric = q.astype(np.float64), metric.astype(np.float64)
+def _layer_gradient(z: Array, d: Array, out: tuple[Array, Array]) -> None:
+    np.matmul(z.T, d, out=out[0])  # (n_{l-1}, n_l)
+    np.add.reduce(d, axis=0, out=out[1])  # (n_l,)
+
+
+def _stack(block: Block, gathered: Sequence[tuple[Array, Array, Array | None]]) -> tuple[Array, Array, Array | None]:
+    """Return X, Y and w of shards whose rows are one below the other in a block, or are brought there."""
+    rows = len(gathered[0][0])
+    for lo, (x, y, _) in zip(range(0, len(block.x), rows), gathered, strict=True):
+        for source, place in ((x, block.x[lo : lo + rows]), (y, block.y[lo : lo + rows])):
+            if not np.may_share_memory(source, place):
+                place[...] = source
+    weights = [w for _, _, w in gathered if w is not None]
+    return block.x, block.y, np.concatenate(weights) if weights else None
+
+
+def _tree_sum(sums: Sequence[Sums]) -> Sums:
+    if len(sums) == 1:
+        return sums[0]
+    middle = tree.split(0, len(sums))
+    return _tree_sum(sums[:middle]).plus(_tree_sum(sums[middle:]))
+
+
+def _sums(w: Array | None, q: Array, metric: Array, num_shards: int) -> list[Sums]:
+    """Return weight, loss and metric of each of some shards of equally many rows."""
+    q, metric, rows = q.astype(np.float64), metric.astype(np.float64), len(q) // num_shards
+    parts = [slice(lo, lo + rows) for lo in range(0, len(q), rows)]
     if w is None:
-        return Sums(float(len(q)), float(np.add.reduce(q)), float(np.add.reduce(metric)))
-    return Sums(float(np.add.reduce(w)), float(np.add.reduce(q * w)), float(np.add.reduce(metric * w)))
+        return [Sums(float(rows), float(np.add.reduce(q[p])), float(np.add.reduce(metric[p]))) for p in parts]
+    q, metric = q * w, metric * w
+    return [Sums(*(float(np.add.reduce(values[p])) for values in (w, q, metric))) for p in parts]
 
 
 def _blocks(num_rows: int) -> Iterator[tuple[int, int]]:

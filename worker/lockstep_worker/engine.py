@@ -1,11 +1,11 @@
-"""Computes the nodes of a task: one shard a thread, as many side by side as the worker has CPUs."""
+"""Computes the nodes of a task: in each thread a shard, or shards of a node stacked; as many threads as it has CPUs."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from lockstep_proto.codec import NodeChunk, Sums
 from lockstep_proto.layout import Chunking
 from lockstep_proto.tree import Node
 from lockstep_proto.v1 import job_pb2, training_pb2
+from lockstep_worker import stacking
 from lockstep_worker.backprop import Backprop, Batch
 from lockstep_worker.following import Task
 from lockstep_worker.network import Network
@@ -23,12 +24,16 @@ from lockstep_worker.order import shard_order
 from lockstep_worker.shard import Shard
 
 Array = npt.NDArray[Any]
+Item = TypeVar("Item")
 _NOTHING = memoryview(b"")
 
 
 @dataclass(frozen=True)
 class Computation:
-    """A task under way. Each share, shard by shard, is gone through in a thread of its own; when all are, `finish`."""
+    """A task under way.
+
+    Each share is gone through in a thread of its own, by shards, or by the layers of stacked ones; then, `finish`.
+    """
 
     shares: list[Iterator[None]]
     finish: Callable[[], None] = lambda: None
@@ -77,7 +82,7 @@ class Engine:
     def begin(
         self, task: Task, parameters: Array, send: Callable[[bytes], None], superseded: Callable[[], bool]
     ) -> "Computation":
-        """Begin a task. Between shards, it is left off if it is superseded: then others have done it."""
+        """Begin a task. Between shards, or layers of stacked ones, it is left off if superseded: others did it."""
         started = time.perf_counter()
         views = self._layout.views(parameters)
 
@@ -91,23 +96,63 @@ class Engine:
 
         if task.kind == training_pb2.WORK_KIND_EXAMINE:
             return self._examine(task, views, send, superseded)
-        shards = _Handout(_shards(task), superseded)
         if task.kind == training_pb2.WORK_KIND_EVALUATE:
-            return self._evaluate(task, views, emit, shards)
+            return self._evaluate(task, views, emit, _Handout(_shards(task), superseded))
         self._node_sums.begin(task.ranges, emit)
-        return Computation([self._gradients(task, views, shards, backprop) for backprop in self._backprops])
+        nodes = _Handout(self._nodes(task), superseded)
+        return Computation([self._gradients(task, views, nodes, superseded, each) for each in self._backprops])
 
-    def _gradients(self, task: Task, views: Any, shards: Iterator[int], backprop: Backprop) -> Iterator[None]:
-        for shard in shards:
-            failpoints.hit("worker.shard")
-            gradient = self._node_sums.buffer()
+    def _nodes(self, task: Task) -> list[Node]:
+        """Cut the task into nodes, at most a thread's part each and small enough to be stacked by the batch's rows."""
+        most = 1
+        if self._rows_per_shard is not None:
+            most = max(1, stacking.MOST_ROWS // self._rows_per_shard)
+            most = min(most, -(-len(_shards(task)) // len(self._backprops)))
 
-            def layer_done(layer: int, sums: Sums, shard: int = shard, gradient: Any = gradient) -> None:
-                failpoints.hit("worker.layer")
-                self._node_sums.layer_done(shard, layer, gradient, sums)
+        def cut(node: Node) -> list[Node]:
+            if node[1] - node[0] <= most:
+                return [node]
+            middle = tree.split(*node)
+            return [*cut((node[0], middle)), *cut((middle, node[1]))]
 
-            backprop.gradient(views, self._batch(task, shard), gradient.views, layer_done)
-            yield
+        tops = [node for lo, hi in task.ranges for node in tree.top_nodes(lo, hi, self._spec.shards)]
+        return [part for node in tops for part in cut(node)]
+
+    def _gradients(
+        self, task: Task, views: Any, nodes: Iterator[Node], superseded: Callable[[], bool], backprop: Backprop
+    ) -> Iterator[None]:
+        for node in nodes:
+            batches = [self._batch(task, shard) for shard in range(*node)]
+            if self._stacks([batch.num_rows for batch in batches]):
+                failpoints.hit("worker.shard")
+                gradient = self._node_sums.buffer()
+                for layer, sums in backprop.node(views, batches, gradient.views, rounds=self._rounds):
+                    if superseded():
+                        return
+                    failpoints.hit("worker.layer")
+                    self._node_sums.layer_done(node, layer, gradient, sums)
+                    yield
+                continue
+            for shard, batch in zip(range(*node), batches, strict=True):
+                if shard > node[0] and superseded():
+                    return
+                self._shard_gradient(views, shard, batch, backprop)
+                yield
+
+    def _stacks(self, rows: list[int]) -> bool:
+        """Whether shards of so many rows are computed stacked."""
+        alike = len(rows) > 1 and 0 < rows[0] == min(rows) == max(rows) <= stacking.MOST_ROWS // len(rows)
+        return alike and stacking.is_proved(self._layout.sizes, self._layout.dtype, len(rows), rows[0])
+
+    def _shard_gradient(self, views: Any, shard: int, batch: Batch, backprop: Backprop) -> None:
+        failpoints.hit("worker.shard")
+        gradient = self._node_sums.buffer()
+
+        def layer_done(layer: int, sums: Sums) -> None:
+            failpoints.hit("worker.layer")
+            self._node_sums.layer_done((shard, shard + 1), layer, gradient, sums)
+
+        backprop.gradient(views, batch, gradient.views, layer_done)
 
     def _evaluate(self, task: Task, views: Any, emit: Emit, shards: Iterator[int]) -> "Computation":
         sums: dict[Node, Sums] = {}
@@ -191,22 +236,22 @@ def _first_not_finite(gradient: Gradient, sums: Sums) -> int | None:
     return None if np.isfinite(sums.loss) else 0
 
 
-class _Handout:
-    """Gives each shard to one of several threads, until the task is superseded."""
+class _Handout(Generic[Item]):
+    """Gives each shard, or node, to one of several threads, until the task is superseded."""
 
-    def __init__(self, shards: list[int], superseded: Callable[[], bool]) -> None:
-        self._shards = iter(shards)
+    def __init__(self, items: list[Item], superseded: Callable[[], bool]) -> None:
+        self._items = iter(items)
         self._superseded = superseded
         self._lock = Lock()
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[Item]:
         return self
 
-    def __next__(self) -> int:
+    def __next__(self) -> Item:
         if self._superseded():
             raise StopIteration
         with self._lock:
-            return next(self._shards)
+            return next(self._items)
 
 
 class _Lazy(dict[int, Shard]):

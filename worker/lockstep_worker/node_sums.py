@@ -53,7 +53,7 @@ class NodeSums:
         self._values: list[dict[Node, tuple[Gradient, Sums]]] = [{} for _ in range(self._layout.num_layers)]
 
     def buffer(self) -> Gradient:
-        """Return a buffer for the gradient of one shard."""
+        """Return a buffer for the value of one node."""
         with self._lock:
             gradient = self._spare.pop() if self._spare else None
         if gradient is None:
@@ -61,10 +61,9 @@ class NodeSums:
         gradient.layers_in_use = self._layout.num_layers
         return gradient
 
-    def layer_done(self, shard: int, layer: int, gradient: Gradient, sums: Sums) -> None:
-        """Take in one layer (counted from 0) of a shard's gradient, whole."""
-        node: Node = (shard, shard + 1)
-        if self._rounds:
+    def layer_done(self, node: Node, layer: int, gradient: Gradient, sums: Sums) -> None:
+        """Take in one layer (counted from 0) of a node's value, whole; rounded already unless the node is a leaf."""
+        if self._rounds and node[1] - node[0] == 1:
             bfloat16.round_in_place(gradient.layers[layer])
         values = self._values[layer]
         while node not in self._tops:

@@ -1,6 +1,7 @@
 """The arrays one thread computes blocks in: made once, used for every step."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,15 @@ from lockstep_worker.network import Network
 
 Array = npt.NDArray[Any]
 Rows = Callable[[str, int], Array]  # name, units -> the array of that name, (N, units)
+
+
+@dataclass(frozen=True, slots=True)
+class InputRows:
+    """Room for X and Y of the rows of one shard, and the numbers of these rows from 0."""
+
+    index: Array  # (N,)
+    x: Array  # (N, n_1)
+    y: Array  # (N, n_L)
 
 
 class Block:
@@ -32,6 +42,10 @@ class Block:
         self.t = [scratch[: num_rows * n].reshape(num_rows, n) for n in units]
         # random numbers are float32 whatever the dtype
         self.u = [scratch.view(np.float32)[: num_rows * n].reshape(num_rows, n) for n in units]
+
+    def part(self, rows: slice) -> InputRows:
+        """Return the room for X and Y of some of the rows."""
+        return InputRows(self.index[: rows.stop - rows.start], self.x[rows], self.y[rows])
 
 
 class Workspace:
