@@ -12,7 +12,8 @@ import pytest
 from lockstep_proto import channels
 from lockstep_proto.layout import Layout, digest
 from lockstep_proto.v1 import numerics_pb2, service_pb2, training_pb2
-from lockstep_server.exchange import ExchangeServicer, add_exchange
+from lockstep_server.endpoint import Endpoint
+from lockstep_server.exchange import Exchange
 from lockstep_server.forking import version_0
 from lockstep_server.initial import initial_parameters
 from lockstep_server.metrics import Metrics
@@ -73,6 +74,7 @@ class Host:
         for name, value in changes.items():
             setattr(self.spec.workers, name, value)
         self.listener = Listener()
+        self.calls = []
         self.numerics = numerics
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever)
@@ -95,11 +97,13 @@ class Host:
             numerics=self.numerics,
             metrics=Metrics(),
         )
-        self.server = grpc.aio.server(options=list(channels.server_options()))
-        add_exchange(self.server, ExchangeServicer(lambda job_id: self.run if job_id == "job" else None))
-        port = self.server.add_insecure_port("127.0.0.1:0")
-        await self.server.start()
-        return f"127.0.0.1:{port}"
+        exchange = Exchange(lambda job_id: self.run if job_id == "job" else None)
+        self.endpoint = Endpoint(exchange, "127.0.0.1", 0, self.observe)
+        self.endpoint.start()
+        return f"127.0.0.1:{self.endpoint.port - 1}"  # the server's own; workers come to the one after it
+
+    def observe(self, method, code, seconds):
+        self.calls.append((method, code))
 
     def call(self, coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(WAIT_S)
@@ -115,7 +119,7 @@ class Host:
 
     def __exit__(self, *exception):
         self.loop.call_soon_threadsafe(self.run.close)
-        self.call(self.server.stop(None))
+        self.loop.call_soon_threadsafe(self.endpoint.close)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()
@@ -165,7 +169,7 @@ def test_a_worker_leaves_in_the_middle_and_another_comes(expected):
 def test_a_worker_whose_stream_breaks_dials_again_as_a_newcomer(expected):
     with Host() as host:
         worker, running = host.worker("a")
-        host.listener.at_step = {7: lambda: worker._stream.call.cancel()}  # noqa: PLW0108  (there is no stream yet)
+        host.listener.at_step = {7: lambda: worker._stream.cancel()}  # noqa: PLW0108  (there is no stream yet)
         assert host.digest == expected
         assert running.result(WAIT_S) == "the job has ended"
         assert any("its stream ended" in event for event in host.listener.events)
@@ -232,30 +236,71 @@ def test_an_error_that_nobody_foresaw_fails_the_job_instead_of_leaving_it_to_wai
         assert host.listener.outcome.message == "a defect in Lockstep: KeyError('nobody foresaw this')"
 
 
-def test_a_stream_that_does_not_begin_with_a_hello_is_refused():
-    with Host() as host, channels.connect(host.address) as channel:
-        exchange = channel.stream_stream("/lockstep.v1.TrainingService/Exchange")
-        heartbeat = training_pb2.WorkerMessage(heartbeat=training_pb2.Heartbeat())
-        with pytest.raises(grpc.RpcError) as caught:
-            next(exchange(iter([heartbeat.SerializeToString()])))
-        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+def exchange_of(host):
+    """The method as another implementation of gRPC calls it."""
+    name, port = channels.exchange_address(host.address)
+    channel = channels.connect(f"{name}:{port}")
+    return channel, channel.stream_stream("/lockstep.v1.TrainingService/Exchange")
+
+
+HEARTBEAT = training_pb2.WorkerMessage(heartbeat=training_pb2.Heartbeat())
+NO_CPUS = training_pb2.WorkerMessage(hello=training_pb2.WorkerHello(job_id="job", worker_id="w"))
+NO_JOB = training_pb2.WorkerMessage(hello=training_pb2.WorkerHello(job_id="other", worker_id="w", num_cpus=1))
+
+
+@pytest.mark.parametrize(
+    ("first", "code", "reason"),
+    [
+        (HEARTBEAT.SerializeToString(), "INVALID_ARGUMENT", "the first message must be a hello"),
+        (NO_CPUS.SerializeToString(), "INVALID_ARGUMENT", "a worker has at least one CPU"),
+        (b"\xff", "INVALID_ARGUMENT", "a message that cannot be read"),
+        (NO_JOB.SerializeToString(), "UNAVAILABLE", "job other does not run now"),
+    ],
+)
+def test_a_stream_that_does_not_begin_with_a_good_hello_is_refused(first, code, reason):
+    with Host() as host:
+        channel, exchange = exchange_of(host)
+        with channel, pytest.raises(grpc.RpcError) as caught:
+            next(exchange(iter([first])))
+        assert caught.value.code().name == code
+        assert reason in caught.value.details()
+    assert host.calls == [("lockstep.v1.TrainingService/Exchange", code)]
+
+
+class Taken:
+    """Counts how often there was something to send."""
+
+    def __init__(self):
+        self.num_filled = 0
+
+    def __call__(self):
+        self.num_filled += 1
 
 
 def test_an_outbox_gives_everything_up_to_its_last_message():
-    async def life():
-        outbox = Outbox()
-        outbox.put(0, b"a")
-        outbox.close(b"z")
-        return [message async for message in outbox.drain()]
-
-    assert asyncio.run(life()) == [b"a", b"z"]
+    outbox = Outbox(filled := Taken())
+    outbox.put(0, b"a")
+    outbox.close(b"z")
+    assert filled.num_filled == 2
+    assert not outbox.over
+    assert [outbox.pop(), outbox.pop(), outbox.pop()] == [b"a", b"z", None]
+    assert outbox.over
 
 
 def test_an_outbox_says_when_a_version_would_be_one_too_many():
-    outbox = Outbox()
+    outbox = Outbox(Taken())
     assert not outbox.behind(7)
     outbox.put(5, b"")
     assert not outbox.behind(6)
     assert outbox.behind(7)
     outbox.clear()
     assert not outbox.behind(7)
+
+
+def test_what_belongs_to_no_version_is_not_cleared_away():
+    outbox = Outbox(Taken())
+    outbox.put(None, b"welcome")
+    outbox.put(3, b"chunk")
+    outbox.close(b"goodbye")
+    outbox.clear()
+    assert [outbox.pop(), outbox.pop(), outbox.pop()] == [b"welcome", b"goodbye", None]

@@ -12,6 +12,7 @@ from benchmarks.networks import CASES
 from benchmarks.processes import Server, end, launch, line_of
 from benchmarks.stand_in import StandIn
 from benchmarks.step import ms_a_step
+from lockstep_proto import channels
 
 NUM_WORKERS = 2
 
@@ -36,16 +37,17 @@ def main() -> None:
         lockstep.Client(server.address) as client,
         contextlib.ExitStack() as stack,
     ):
+        host, exchange_port = channels.exchange_address(server.address)  # all that workers need
         relay = launch(
             "benchmarks.roles.relay",
             "--target",
-            server.address,
+            f"{host}:{exchange_port}",
             "--delay-s",
             options.delay_s,
             prefix=options.workers_end,
         )
         stack.callback(end, relay)
-        near = f"127.0.0.1:{line_of(relay)}"
+        near = f"127.0.0.1:{int(line_of(relay)) - 1}"
         spec = case.spec(workers=NUM_WORKERS, shards=NUM_WORKERS, data="none.npz")
         job = client.submit(spec | {"wire_dtype": options.wire_dtype})
         data = [

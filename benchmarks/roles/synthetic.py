@@ -1,24 +1,22 @@
 """Workers that compute nothing: each answers at once, with the same values for every step. Run as a process.
 
-They speak the worker's part of the exchange through the product's codec and channel arguments, in one thread, so that
-as little as can be is theirs of what is measured.
+They speak the worker's part of the exchange through the product's codec and stream, each in one thread.
 """
 
 import argparse
-import asyncio
 import json
 import time
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
 
-import grpc
 import numpy as np
 
 from benchmarks.processes import cpu_s, main_thread_cpu_s, rss_bytes
-from lockstep_proto import channels, codec, numerics, tree
+from lockstep_proto import codec, numerics, tree
 from lockstep_proto.codec import NodeChunk, ParameterChunk, Sums
 from lockstep_proto.layout import Chunking, Layout
 from lockstep_proto.v1 import training_pb2
+from lockstep_worker.stream import CallEndedError, Stream
 
 REDIAL_S = 0.05
 ONE_ROW = Sums(1.0, 1.0, 0.0)
@@ -34,34 +32,20 @@ class SyntheticWorker:
         self._hello = training_pb2.WorkerMessage(hello=hello).SerializeToString()
         self._num_shards = 0
         self._chunks: list[memoryview] = []
-        self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
         self._at_step = at_step
 
-    async def run(self, channel: grpc.aio.Channel) -> None:
+    def run(self, server: str) -> None:
         """Work until the server says goodbye; dial until the job runs."""
-        exchange: Any = channel.stream_stream(
-            "/lockstep.v1.TrainingService/Exchange",
-            request_serializer=None,
-            response_deserializer=codec.decode_server_message,
-        )
         while True:
-            call = exchange()
-            writing = asyncio.create_task(self._write(call))
+            self._stream = Stream(server)
+            self._stream.send(self._hello)
             try:
-                async for message in call:
-                    self._received(message)
-                return
-            except grpc.aio.AioRpcError as error:
-                if error.code() != grpc.StatusCode.UNAVAILABLE:
-                    raise
-            finally:
-                writing.cancel()
-            await asyncio.sleep(REDIAL_S)
-
-    async def _write(self, call: Any) -> None:
-        await call.write(self._hello)
-        while True:
-            await call.write(await self._outgoing.get())
+                for message in self._stream.messages():
+                    self._received(codec.decode_server_message(message))
+            except CallEndedError as error:
+                if "does not run now" not in str(error):
+                    return
+            time.sleep(REDIAL_S)
 
     def _received(self, message: ParameterChunk | training_pb2.ServerMessage) -> None:
         if isinstance(message, ParameterChunk):
@@ -88,7 +72,7 @@ class SyntheticWorker:
             for node in tree.top_nodes(part.lo, part.hi, self._num_shards):
                 for index in reversed(range(len(self._chunks))):
                     chunk = NodeChunk(work.attempt, work.version, node, index, ONE_ROW, 0.0, self._chunks[index])
-                    self._outgoing.put_nowait(codec.encode_node_chunk(chunk))
+                    self._stream.send(codec.encode_node_chunk(chunk))
 
 
 class Probe:
@@ -121,15 +105,13 @@ class Probe:
         }
 
 
-async def _run(options: argparse.Namespace) -> Probe:
+def _run(options: argparse.Namespace) -> Probe:
     probe = Probe(options.server_pid, options.warmup, options.warmup + options.steps)
     names = [f"w{i}" for i in range(options.first, options.first + options.workers)]
     workers = [SyntheticWorker(options.job, name, probe.at_step) for name in names]
-    arguments = [*channels.channel_options(), ("grpc.use_local_subchannel_pool", 1)]  # each has a connection of its own
-    opened = [grpc.aio.insecure_channel(options.server, options=arguments) for _ in workers]
-    await asyncio.gather(*(worker.run(channel) for worker, channel in zip(workers, opened, strict=True)))
-    for channel in opened:
-        await channel.close()
+    with ThreadPoolExecutor(len(workers)) as pool:
+        for working in [pool.submit(worker.run, options.server) for worker in workers]:
+            working.result()
     return probe
 
 
@@ -140,7 +122,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     for name in ("server-pid", "first", "workers", "warmup", "steps"):
         parser.add_argument(f"--{name}", type=int, required=True)
-    print(json.dumps(asyncio.run(_run(parser.parse_args())).found))
+    print(json.dumps(_run(parser.parse_args()).found))
 
 
 if __name__ == "__main__":

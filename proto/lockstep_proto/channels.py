@@ -1,5 +1,7 @@
 """How both ends of a gRPC connection are set up."""
 
+import socket
+import sys
 from collections.abc import Sequence
 
 import grpc
@@ -41,6 +43,24 @@ def channel_options() -> Options:
         ("grpc.enable_http_proxy", 0),  # a cluster's own traffic never goes through a web proxy
     )
     return (*_BOTH_ENDS, *redial)
+
+
+def exchange_address(server: str) -> tuple[str, int]:
+    """Return host and port that the workers of the server at "host:port" come to: the port after its own."""
+    host, _, port = server.rpartition(":")
+    return host.strip("[]"), int(port) + 1
+
+
+def prepare(connected: socket.socket) -> None:
+    """Have small messages sent at once, and a peer that is gone without a word noticed in about the time as above."""
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sys.platform == "linux":
+        seconds, timeout_s = KEEPALIVE_MS // 1000, KEEPALIVE_TIMEOUT_MS // 1000
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, timeout_s)
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 1)
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, KEEPALIVE_MS + KEEPALIVE_TIMEOUT_MS)
 
 
 def connect(address: str) -> grpc.Channel:

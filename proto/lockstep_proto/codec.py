@@ -93,7 +93,7 @@ def encode_parameter_chunk(chunk: ParameterChunk) -> bytes:
     return b"".join((header, chunk.data))
 
 
-def decode_worker_message(message: bytes) -> NodeChunk | training_pb2.WorkerMessage:
+def decode_worker_message(message: Data) -> NodeChunk | training_pb2.WorkerMessage:
     """Read what a worker sent. Raises DecodeError for what is not protobuf."""
     if len(message) >= _NODE.size and message[0] == _NODE_TAGS[0]:
         (
@@ -104,7 +104,7 @@ def decode_worker_message(message: bytes) -> NodeChunk | training_pb2.WorkerMess
         if tags == _NODE_TAGS and _lengths_fit(message, _NODE.size, outer, inner):
             sums = Sums(weight, loss, metric)
             return NodeChunk(attempt, step, (lo, hi), index, sums, compute_s, memoryview(message)[_NODE.size :])
-    parsed = training_pb2.WorkerMessage.FromString(message)
+    parsed = training_pb2.WorkerMessage.FromString(bytes(message))
     if parsed.WhichOneof("kind") != "chunk":
         return parsed
     c = parsed.chunk
@@ -113,25 +113,25 @@ def decode_worker_message(message: bytes) -> NodeChunk | training_pb2.WorkerMess
     return NodeChunk(c.attempt, c.step, (c.lo, c.hi), c.index, Sums(*c.sums), c.compute_s, memoryview(c.data))
 
 
-def decode_server_message(message: bytes) -> ParameterChunk | training_pb2.ServerMessage:
+def decode_server_message(message: Data) -> ParameterChunk | training_pb2.ServerMessage:
     """Read what the server sent. Raises DecodeError for what is not protobuf."""
     if len(message) >= _PARAMETERS.size and message[0] == _PARAMETERS_TAGS[0]:
         t0, outer, t1, attempt, t2, version, t3, index, pad, t15, inner = _PARAMETERS.unpack_from(message)
         tags = (t0, t1, t2, t3, pad, t15)
         if tags == _PARAMETERS_TAGS and _lengths_fit(message, _PARAMETERS.size, outer, inner):
             return ParameterChunk(attempt, version, index, memoryview(message)[_PARAMETERS.size :])
-    parsed = training_pb2.ServerMessage.FromString(message)
+    parsed = training_pb2.ServerMessage.FromString(bytes(message))
     if parsed.WhichOneof("kind") != "chunk":
         return parsed
     c = parsed.chunk
     return ParameterChunk(c.attempt, c.version, c.index, memoryview(c.data))
 
 
-def parameter_data(message: bytes) -> memoryview:
+def parameter_data(message: Data) -> memoryview:
     """Return the data of a message made by `encode_parameter_chunk`, without copying it."""
     return memoryview(message)[_PARAMETERS.size :]
 
 
-def _lengths_fit(message: bytes, header_bytes: int, outer: bytes, inner: bytes) -> bool:
+def _lengths_fit(message: Data, header_bytes: int, outer: bytes, inner: bytes) -> bool:
     size = len(message)
     return outer == _varint(size - _ENVELOPE_BYTES) and inner == _varint(size - header_bytes)

@@ -11,7 +11,7 @@ from lockstep_proto.v1.numerics_pb2 import NumericsFingerprint
 from lockstep_server import cluster
 from lockstep_server.data_service import DataService
 from lockstep_server.directory import Directory
-from lockstep_server.exchange import ExchangeServicer
+from lockstep_server.exchange import Exchange
 from lockstep_server.fleet_service import FleetService
 from lockstep_server.housekeeping import Housekeeping, remove_orphans
 from lockstep_server.job_files import JobFiles
@@ -102,7 +102,7 @@ class Controller:
         self.job_service = JobService(self._jobs, self._describe)
         self.data_service = DataService(self._uploads)
         self.fleet_service = FleetService(self._scheduler)
-        self.exchange_servicer = ExchangeServicer(self._scheduler.run)
+        self.exchange = Exchange(self._scheduler.run)
 
     def _tools(self) -> Tools:
         settings = self._settings

@@ -1,39 +1,89 @@
-"""TrainingService: hands a worker's stream to the run of its job."""
+"""TrainingService: brings a worker's call together with the run of its job."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
-import grpc
+from google.protobuf.message import DecodeError
+from grpc import StatusCode
 
 from lockstep_proto import codec, failpoints
+from lockstep_proto.v1 import training_pb2
+from lockstep_server.outbox import Outbox
 from lockstep_server.run import JobRun
 
+PATH = "/lockstep.v1.TrainingService/Exchange"
 
-class ExchangeServicer:
+
+class Call(Protocol):
+    """What carries messages to a worker: it empties the outbox as fast as the worker takes them, and ends with it."""
+
+    def filled(self) -> None:
+        """Take note that there is something in the outbox."""
+
+    def end(self, code: StatusCode, reason: str) -> None:
+        """End at once."""
+
+
+class Exchange:
     """Serves Exchange. `find_run` returns the run of a job, None while it does not run."""
 
     def __init__(self, find_run: Callable[[str], JobRun | None]) -> None:
         self._find_run = find_run
 
-    async def exchange(self, messages: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
-        """Serve one worker. A worker whose job does not run yet, or any more, is told to dial again."""
-        first = await anext(aiter(messages), None)
-        if first is None or isinstance(first, codec.NodeChunk) or first.WhichOneof("kind") != "hello":
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be a hello")
-        if first.hello.num_cpus < 1:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a worker has at least one CPU")
+    def open(self, call: Call) -> "Conversation":
+        """Begin a conversation."""
+        return Conversation(self._find_run, call)
+
+
+class Conversation:
+    """One worker's messages, from its hello on."""
+
+    def __init__(self, find_run: Callable[[str], JobRun | None], call: Call) -> None:
+        self.outbox = Outbox(call.filled)
+        self._find_run = find_run
+        self._call = call
+        self._run: JobRun | None = None
+        self._worker_id = ""
+        self._ended = False
+
+    def received(self, message: codec.Data) -> None:
+        """A message came."""
+        if self._ended:
+            return
+        try:
+            decoded = codec.decode_worker_message(message)
+        except DecodeError as error:
+            self._refuse(StatusCode.INVALID_ARGUMENT, f"a message that cannot be read: {error}")
+            return
+        if self._run is not None:
+            self._run.received(self._worker_id, self.outbox, decoded)
+        else:
+            self._begin(decoded)
+
+    def ended(self) -> None:
+        """Nothing more comes from the worker, or reaches it."""
+        if not self._ended:
+            self._ended = True
+            if self._run is not None:
+                self._run.gone(self._worker_id, self.outbox)
+
+    def _begin(self, first: codec.NodeChunk | training_pb2.WorkerMessage) -> None:
+        """Let the worker in. One whose job does not run yet, or any more, is told to dial again."""
+        if isinstance(first, codec.NodeChunk) or first.WhichOneof("kind") != "hello":
+            self._refuse(StatusCode.INVALID_ARGUMENT, "the first message must be a hello")
+            return
+        hello = first.hello
+        if hello.num_cpus < 1:
+            self._refuse(StatusCode.INVALID_ARGUMENT, "a worker has at least one CPU")
+            return
         failpoints.hit("server.exchange.hello")
-        run = self._find_run(first.hello.job_id)
+        run = self._find_run(hello.job_id)
         if run is None:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, f"job {first.hello.job_id} does not run now")
-        assert run is not None
-        await run.serve(first.hello, messages, context.write)
+            self._refuse(StatusCode.UNAVAILABLE, f"job {hello.job_id} does not run now")
+            return
+        self._run, self._worker_id = run, hello.worker_id
+        run.join(hello, self.outbox)
 
-
-def add_exchange(server: grpc.aio.Server, servicer: ExchangeServicer) -> None:
-    """Register the servicer, with the codec in place of the generated (de)serialisers."""
-    handler: Any = grpc.stream_stream_rpc_method_handler(
-        servicer.exchange, request_deserializer=codec.decode_worker_message, response_serializer=None
-    )
-    service = grpc.method_handlers_generic_handler("lockstep.v1.TrainingService", {"Exchange": handler})
-    server.add_generic_rpc_handlers((service,))
+    def _refuse(self, code: StatusCode, reason: str) -> None:
+        self.ended()
+        self._call.end(code, reason)

@@ -1,24 +1,28 @@
 """What waits to be sent to one worker."""
 
-import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 
 MAX_VERSIONS = 2  # a worker further behind drops its work and gets the newest version whole
 
 
 class Outbox:
-    """A queue of encoded messages, each with the version it belongs to."""
+    """A queue of encoded messages, each with the version it belongs to, or None. `filled` tells who empties it."""
 
-    def __init__(self) -> None:
-        self._messages: deque[tuple[int, bytes]] = deque()
-        self._filled = asyncio.Event()
+    def __init__(self, filled: Callable[[], None]) -> None:
+        self._messages: deque[tuple[int | None, bytes]] = deque()
+        self._filled = filled
         self._closing = False
 
-    def put(self, version: int, message: bytes) -> None:
+    @property
+    def over(self) -> bool:
+        """Whether the last message has been taken out."""
+        return self._closing and not self._messages
+
+    def put(self, version: int | None, message: bytes) -> None:
         """Queue a message."""
         self._messages.append((version, message))
-        self._filled.set()
+        self._filled()
 
     def put_if_empty(self, version: int, message: bytes) -> None:
         """Queue a message unless others wait, which say as much."""
@@ -27,27 +31,22 @@ class Outbox:
 
     def behind(self, version: int) -> bool:
         """Whether a message of `version` would be one version too many."""
-        return bool(self._messages) and version - self._messages[0][0] >= MAX_VERSIONS
+        oldest = self._messages[0][0] if self._messages else None
+        return oldest is not None and version - oldest >= MAX_VERSIONS
 
     def clear(self) -> None:
-        """Throw away what is queued."""
-        self._messages.clear()
+        """Throw away what is queued of versions."""
+        self._messages = deque(queued for queued in self._messages if queued[0] is None)
 
     def close(self, message: bytes | None) -> None:
         """Queue the last message, or none, unless that has been done already."""
         if self._closing:
             return
         self._closing = True
-        self._filled.set()
         if message is not None:
-            self.put(-1, message)
+            self._messages.append((None, message))
+        self._filled()
 
-    async def drain(self) -> AsyncIterator[bytes]:
-        """Yield the messages as they come, until the last one."""
-        while True:
-            while self._messages:
-                yield self._messages.popleft()[1]
-            if self._closing:
-                return
-            self._filled.clear()
-            await self._filled.wait()
+    def pop(self) -> bytes | None:
+        """Take out the next message; None if there is none now."""
+        return self._messages.popleft()[1] if self._messages else None

@@ -5,13 +5,12 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy.typing as npt
 
-from lockstep_proto import failpoints, numerics
-from lockstep_proto.codec import NodeChunk
+from lockstep_proto import codec, failpoints, numerics
 from lockstep_proto.v1 import job_pb2, numerics_pb2, service_pb2, training_pb2
 from lockstep_server.checkpoints import Checkpoint
 from lockstep_server.crew import TICKS_PER_LEASE
@@ -143,44 +142,47 @@ class JobRun:
         if self._looking is not None:
             self._looking.cancel()
 
-    # The stream of one worker.
+    # The exchange with one worker.
 
-    async def serve(
-        self, hello: training_pb2.WorkerHello, messages: AsyncIterator[Any], write: "Callable[[bytes], Any]"
-    ) -> None:
-        """Exchange messages with one worker until either side has had enough."""
+    def join(self, hello: training_pb2.WorkerHello, outbox: Outbox) -> None:
+        """Take a worker in, or say why not."""
         refusal = self._refusal(hello)
         if refusal:
             self._listener.event(service_pb2.SEVERITY_WARNING, refusal)
-            await write(_goodbye(refusal, refused=True))
+            outbox.close(_goodbye(refusal, refused=True))
             return
-        outbox = self._outboxes[hello.worker_id] = Outbox()
+        former = self._outboxes.get(hello.worker_id)
+        if former is not None:
+            former.close(None)
+        self._outboxes[hello.worker_id] = outbox
         self._infos[hello.worker_id] = service_pb2.WorkerInfo(
             worker_id=hello.worker_id, job_id=self.job_id, host=hello.host, num_cpus=hello.num_cpus
         )
+        outbox.put(None, self._welcome())
         with self._defects_end_it():
             self._carry(self.training.worker_joined(hello.worker_id, hello.num_cpus, self._clock()))
             self._workers_changed()
-        writing = asyncio.ensure_future(_write(self._welcome(), outbox, write))
-        reading = asyncio.ensure_future(self._read(hello.worker_id, messages))
-        try:
-            await asyncio.wait((writing, reading), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (writing, reading):
-                task.cancel()
-            await asyncio.gather(writing, reading, return_exceptions=True)
-            self._gone(hello.worker_id, outbox)
 
-    async def _read(self, worker_id: str, messages: AsyncIterator[Any]) -> None:
-        async for message in messages:
+    def received(self, worker_id: str, outbox: Outbox, message: codec.NodeChunk | training_pb2.WorkerMessage) -> None:
+        """Take in a message; one that comes on a stream which has been replaced or closed says nothing any more."""
+        if self._outboxes.get(worker_id) is not outbox:
+            return
+        with self._defects_end_it():
+            if isinstance(message, codec.NodeChunk):
+                failpoints.hit("server.exchange.read")
+                self.measures.num_bytes_in += len(message.data)
+                self._carry(self.training.chunk_received(worker_id, message, self._clock()))
+                failpoints.hit("server.exchange.taken_in")
+            elif self._said(worker_id, message):
+                outbox.close(None)
+
+    def gone(self, worker_id: str, outbox: Outbox) -> None:
+        """A worker's stream has ended."""
+        if self._outboxes.get(worker_id) is outbox:
+            del self._outboxes[worker_id], self._infos[worker_id]
             with self._defects_end_it():
-                if isinstance(message, NodeChunk):
-                    failpoints.hit("server.exchange.read")
-                    self.measures.num_bytes_in += len(message.data)
-                    self._carry(self.training.chunk_received(worker_id, message, self._clock()))
-                    failpoints.hit("server.exchange.taken_in")
-                elif self._said(worker_id, message):
-                    return
+                self._carry(self.training.worker_lost(worker_id, "its stream ended", self._clock()))
+                self._workers_changed()
 
     def _said(self, worker_id: str, message: training_pb2.WorkerMessage) -> bool:
         """Take in what a worker says of itself. Return whether it was its last word."""
@@ -196,13 +198,6 @@ class JobRun:
             case _:
                 self.training.workers.heard(worker_id, self._clock())
         return False
-
-    def _gone(self, worker_id: str, outbox: Outbox) -> None:
-        if self._outboxes.get(worker_id) is outbox:
-            del self._outboxes[worker_id], self._infos[worker_id]
-            with self._defects_end_it():
-                self._carry(self.training.worker_lost(worker_id, "its stream ended", self._clock()))
-                self._workers_changed()
 
     @contextlib.contextmanager
     def _defects_end_it(self) -> Iterator[None]:
@@ -321,13 +316,6 @@ class JobRun:
 
 
 _HEARTBEAT = training_pb2.ServerMessage(heartbeat=training_pb2.Heartbeat()).SerializeToString()
-
-
-async def _write(welcome: bytes, outbox: Outbox, write: "Callable[[bytes], Any]") -> None:
-    await write(welcome)
-    async for message in outbox.drain():
-        failpoints.hit("server.exchange.write")
-        await write(message)
 
 
 def _goodbye(reason: str, *, refused: bool) -> bytes:

@@ -16,8 +16,8 @@ class Settings:
     """How a server runs. Raises StartError when made with a value that cannot be."""
 
     state_dir: Path  # jobs, history, models, checkpoints and uploads
-    host: str = "127.0.0.1"  # address of both ports
-    port: int = 50051  # gRPC; 0 takes a free one
+    host: str = "127.0.0.1"  # address of all ports
+    port: int = 50051  # gRPC, and the one after it for workers; 0 takes two free ones
     http_port: int = 9464  # metrics, health and the web page; 0 takes a free one
     allow_remote: bool = False  # whether `host` may be reached from other machines
     lease_s: float = 2.0  # a hung worker delays a step by at most this
@@ -33,8 +33,8 @@ class Settings:
             raise StartError(
                 f"--host {self.host} can be reached from other machines; add --allow-remote if that is meant",
             )
-        for field in ("port", "http_port"):
-            _check(field, getattr(self, field), 0 <= getattr(self, field) <= 65_535, "from 0 to 65535")
+        for field, largest in (("port", 65_534), ("http_port", 65_535)):
+            _check(field, getattr(self, field), 0 <= getattr(self, field) <= largest, f"from 0 to {largest}")
         for field in ("lease_s", "checkpoint_s", "keep_finished_s", "keep_uploads_s", "max_upload_bytes"):
             _check(field, getattr(self, field), getattr(self, field) > 0, "more than 0")
         _check("keep_checkpoints", self.keep_checkpoints, self.keep_checkpoints >= 1, "at least 1")
@@ -64,7 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--state-dir", type=Path, required=True, metavar="DIR", help="where jobs, models and uploads are kept")
     add("--host", default=default.host, help="address of both ports (default: %(default)s)")
-    add("--port", type=int, default=default.port, help="gRPC port, 0 for a free one (default: %(default)s)")
+    add(
+        "--port",
+        type=int,
+        default=default.port,
+        help="gRPC port; workers come to the one after it; 0 for free ones (default: %(default)s)",
+    )
     add("--http-port", type=int, default=default.http_port, help="metrics and health (default: %(default)s)")
     add("--allow-remote", action="store_true", help="allow a --host that other machines can reach")
     add("--lease-s", type=float, default=default.lease_s, help="a worker silent for longer is taken for dead")

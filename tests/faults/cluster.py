@@ -18,7 +18,7 @@ from tests.faults.restarted import Restarted
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])}
 LEASE_S = 1.0
 END_S = 30.0
-_PORTS = itertools.count(20_000 + os.getpid() % 500 * 20)  # below those that the system gives to those who dial
+_PORTS = itertools.count(20_000 + os.getpid() % 500 * 20, 2)  # below those that the system gives to those who dial
 
 
 def free_port():

@@ -47,7 +47,7 @@ def test_binding_wider_needs_the_switch(host: str) -> None:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"port": 70_000}, "port must be from 0 to 65535, got 70000"),
+        ({"port": 70_000}, "port must be from 0 to 65534, got 70000"),
         ({"http_port": -1}, "http_port must be from 0 to 65535, got -1"),
         ({"lease_s": 0.0}, "lease_s must be more than 0, got 0.0"),
         ({"keep_checkpoints": 0}, "keep_checkpoints must be at least 1, got 0"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 
+from lockstep_server.exchange import Conversation, Exchange
 from tests.simulator.loop import Process
 from tests.simulator.network import Code, End, Failure, Network, Stream
 
@@ -69,13 +70,56 @@ def both_ways(method: Callable[..., Any], request_type: Any) -> Callable[[Stream
     return lambda stream: _with_context(answer, stream)
 
 
-def raw(method: Callable[..., Any], decode: Callable[[bytes], Any]) -> Callable[[Stream], Any]:
-    """A handler for a method that writes encoded messages itself."""
+def exchange(served: Exchange) -> Callable[[Stream], Any]:
+    """A handler for the workers' calls."""
 
     async def answer(stream: Stream, context: Context) -> None:
-        await method(requests(stream, decode), context)
+        call = _Call()
+        conversation = served.open(call)
+        writing = asyncio.ensure_future(_write(conversation, call, context))
+        reading = asyncio.ensure_future(_read(conversation, stream))
+        try:
+            await asyncio.wait((writing, reading), return_when=asyncio.FIRST_COMPLETED)
+            if call.failure is not None:
+                raise call.failure
+        finally:
+            for task in (writing, reading):
+                task.cancel()
+            conversation.ended()
 
     return lambda stream: _with_context(answer, stream)
+
+
+class _Call:
+    """What carries a conversation."""
+
+    def __init__(self) -> None:
+        self.changed = asyncio.Event()
+        self.failure: Failure | None = None
+
+    def filled(self) -> None:
+        self.changed.set()
+
+    def end(self, code: grpc.StatusCode, reason: str) -> None:
+        self.failure = Failure(code, reason)
+        self.changed.set()
+
+
+async def _write(conversation: Conversation, call: _Call, context: Context) -> None:
+    while call.failure is None:
+        message = conversation.outbox.pop()
+        if message is not None:
+            await context.write(message)
+        elif conversation.outbox.over:
+            return
+        else:
+            call.changed.clear()
+            await call.changed.wait()
+
+
+async def _read(conversation: Conversation, stream: Stream) -> None:
+    async for message in requests(stream, bytes):
+        conversation.received(message)
 
 
 async def requests(stream: Stream, decode: Callable[[bytes], Any]) -> AsyncIterator[Any]:

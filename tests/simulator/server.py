@@ -3,7 +3,6 @@
 import time
 from typing import Any
 
-from lockstep_proto import codec
 from lockstep_proto.numerics import fingerprint
 from lockstep_proto.v1 import service_pb2, training_pb2
 from lockstep_server.controller import Controller
@@ -108,7 +107,7 @@ def _handlers(controller: Controller) -> rpc.Handlers:
     jobs = controller.job_service
     ask = service_pb2.JobRequest
     return {
-        "Exchange": rpc.raw(controller.exchange_servicer.exchange, codec.decode_worker_message),
+        "Exchange": rpc.exchange(controller.exchange),
         "Attach": rpc.both_ways(controller.fleet_service.Attach, training_pb2.FleetMessage),
         "Submit": rpc.unary(jobs.Submit, service_pb2.SubmitRequest),
         "Get": rpc.unary(jobs.Get, ask),

@@ -1,4 +1,7 @@
-"""The threads and streams around a session, against a server that says what a test wants."""
+"""The threads and streams around a session, against a server that says what a test wants.
+
+The server is grpcio's: what a worker writes and reads is gRPC.
+"""
 
 import queue
 import threading
@@ -115,7 +118,7 @@ def worker(server):
 
 
 def worker_of(server, fetch=lambda shard: SHARD):
-    return Worker("w", "job", f"127.0.0.1:{server.port}", num_cpus=1, training=fetch, validation=fetch)
+    return Worker("w", "job", f"127.0.0.1:{server.port - 1}", num_cpus=1, training=fetch, validation=fetch)
 
 
 def own_threads():
@@ -127,7 +130,7 @@ def test_a_worker_greets_computes_and_ends_with_all_its_threads(server, worker, 
     stream = server.stream()
     stream.say(welcome(), version(0), work(0))
     assert [stream.hear(), stream.hear()] == ["hello", None]
-    assert sorted(own_threads()) == ["worker_link", "worker_tick"]
+    assert sorted(own_threads()) == ["worker_link", "worker_tick", "worker_write"]
     stream.say(GOODBYE, None)
     assert running.result(WAIT_S) == "that is all"
     assert own_threads() == []

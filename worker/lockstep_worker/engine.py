@@ -124,13 +124,11 @@ class Engine:
         for node in nodes:
             batches = [self._batch(task, shard) for shard in range(*node)]
             if self._stacks([batch.num_rows for batch in batches]):
-                failpoints.hit("worker.shard")
-                gradient = self._node_sums.buffer()
+                gradient = self._buffer()
                 for layer, sums in backprop.node(views, batches, gradient.views, rounds=self._rounds):
                     if superseded():
                         return
-                    failpoints.hit("worker.layer")
-                    self._node_sums.layer_done(node, layer, gradient, sums)
+                    self._layer_done(node, layer, gradient, sums)
                     yield
                 continue
             for shard, batch in zip(range(*node), batches, strict=True):
@@ -145,14 +143,20 @@ class Engine:
         return alike and stacking.is_proved(self._layout.sizes, self._layout.dtype, len(rows), rows[0])
 
     def _shard_gradient(self, views: Any, shard: int, batch: Batch, backprop: Backprop) -> None:
-        failpoints.hit("worker.shard")
-        gradient = self._node_sums.buffer()
+        gradient = self._buffer()
 
         def layer_done(layer: int, sums: Sums) -> None:
-            failpoints.hit("worker.layer")
-            self._node_sums.layer_done((shard, shard + 1), layer, gradient, sums)
+            self._layer_done((shard, shard + 1), layer, gradient, sums)
 
         backprop.gradient(views, batch, gradient.views, layer_done)
+
+    def _buffer(self) -> Gradient:
+        failpoints.hit("worker.shard")
+        return self._node_sums.buffer()
+
+    def _layer_done(self, node: Node, layer: int, gradient: Gradient, sums: Sums) -> None:
+        failpoints.hit("worker.layer")
+        self._node_sums.layer_done(node, layer, gradient, sums)
 
     def _evaluate(self, task: Task, views: Any, emit: Emit, shards: Iterator[int]) -> "Computation":
         sums: dict[Node, Sums] = {}

@@ -1,8 +1,8 @@
-"""Carries a worker's session: threads, the clock and the gRPC stream between worker and server.
+"""Carries a worker's session: threads, the clock and the stream between worker and server.
 
-One thread dials and reads, one ticks, gRPC's own thread writes, and the calling thread computes. What comes in goes
-into the session in the reading thread, under the computation. Chunks are queued as soon as their node is summed, so
-sending runs under the rest of the backward pass.
+One thread dials and reads, one ticks, and the calling thread computes. What comes in goes into the session in the
+reading thread, under the computation. Chunks are sent as soon as their node is summed, so sending runs under the rest
+of the backward pass.
 """
 
 import logging
@@ -11,16 +11,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import grpc
-
-from lockstep_proto import channels, codec, failpoints, numerics
+from lockstep_proto import codec, failpoints, numerics
 from lockstep_proto.v1 import training_pb2
 from lockstep_worker.engine import Engine
 from lockstep_worker.errors import WorkerError
 from lockstep_worker.session import Compute, Dial, Effect, End, Job, Joined, Send, Session
 from lockstep_worker.shard import Shard
+from lockstep_worker.stream import CallEndedError, Stream
 
 logger = logging.getLogger(__name__)
 GOODBYE_S = 2.0  # how long the last messages may take to be sent
@@ -59,12 +57,12 @@ class Worker:
         self._engine: tuple[Job, Engine] | None = None
         self._lock = threading.Lock()  # around the session and what its effects change
         self._session = Session(hello)
-        self._stream: _Stream | None = None
+        self._stream: Stream | None = None
         self._wait_s = 0.0  # before the next dial
         self._end: End | None = None
         self._ended = threading.Event()
         # (computation, its stream), then None; or what ended another thread
-        self._tasks: queue.SimpleQueue[tuple[Compute, _Stream] | BaseException | None] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[tuple[Compute, Stream] | BaseException | None] = queue.SimpleQueue()
 
     @property
     def refused(self) -> bool:
@@ -108,7 +106,7 @@ class Worker:
                 raise item
             self._compute(*item)
 
-    def _compute(self, computation: Compute, stream: "_Stream") -> None:
+    def _compute(self, computation: Compute, stream: Stream) -> None:
         def send(message: bytes) -> None:
             failpoints.hit("worker.send")
             stream.send(message)
@@ -148,35 +146,35 @@ class Worker:
     def _link(self) -> None:
         while not self._ended.wait(self._wait_s):
             failpoints.hit("worker.dial")
-            with channels.connect(self._server) as channel:
-                stream = _Stream(channel)
-                with self._lock:
-                    self._stream = stream
-                    self._carry(self._session.opened(time.monotonic()))
-                failpoints.hit("worker.hello")
-                reason = self._read(stream)
-                with self._lock:
-                    if self._stream is stream:
-                        self._carry(self._session.lost(reason, time.monotonic()))
-                stream.cancel()
+            stream = Stream(self._server)
+            with self._lock:
+                self._stream = stream
+                self._carry(self._session.opened(time.monotonic()))
+            failpoints.hit("worker.hello")
+            reason = self._read(stream)
+            with self._lock:
+                if self._stream is stream:
+                    self._carry(self._session.lost(reason, time.monotonic()))
 
-    def _read(self, stream: "_Stream") -> str:
+    def _read(self, stream: Stream) -> str:
         """Give the session what comes, until nothing more does. Return why."""
+        messages = stream.messages()
         try:
-            for message in stream.call:
+            for message in messages:
                 failpoints.hit("worker.read")
+                decoded = codec.decode_server_message(message)
                 with self._lock:
                     if self._stream is not stream:
-                        return "given up"
-                    effects = self._session.received(message, time.monotonic())
-                    if effects:
-                        self._carry(effects)
-        except grpc.RpcError as error:
-            return str(error.details())
+                        break
+                    self._carry(self._session.received(decoded, time.monotonic()))
+        except (OSError, CallEndedError) as error:
+            return str(error)
         except Exception as error:
             logger.exception("a defect of the exchange")
             return f"a defect: {error!r}"
-        return "the server closed the stream"
+        finally:
+            messages.close()
+        return "given up"
 
     def _tick(self) -> None:
         while not self._ended.wait(self._session.period_s):
@@ -210,26 +208,3 @@ class Worker:
                     if self._stream is not None:
                         self._stream.finish()
                     self._tasks.put(None)
-
-
-class _Stream:
-    """One call, from hello to its end."""
-
-    def __init__(self, channel: grpc.Channel) -> None:
-        self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        exchange: Any = channel.stream_stream(
-            "/lockstep.v1.TrainingService/Exchange",
-            request_serializer=None,
-            response_deserializer=codec.decode_server_message,
-        )
-        self.call = exchange(iter(self._outgoing.get, _LAST))
-        self.send: Callable[[bytes], None] = self._outgoing.put
-
-    def finish(self) -> None:
-        """Send nothing more than what is queued."""
-        self._outgoing.put(_LAST)
-
-    def cancel(self) -> None:
-        """Close it at once."""
-        self._outgoing.put(_LAST)
-        self.call.cancel()

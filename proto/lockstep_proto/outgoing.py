@@ -1,0 +1,109 @@
+"""What goes out on an HTTP/2 connection: messages as the peer's windows let them, without a copy.
+
+A state machine without I/O: whoever carries it writes `buffers` to the socket and says how much of them has gone.
+"""
+
+from collections import deque
+
+from lockstep_proto import frames
+from lockstep_proto.frames import Kind
+
+Buffer = bytes | memoryview
+
+
+class Outgoing:
+    """What is to be written, and the messages of one stream that wait for a window."""
+
+    def __init__(self) -> None:
+        self.buffers: deque[Buffer] = deque()
+        self.num_bytes = 0  # of them
+        self._stream = 0
+        self._waiting: deque[Buffer] = deque()  # of messages: pieces with their headers
+        self._last: bytes | None = None  # follows the last message
+        self._connection_window = self._first_window = self._stream_window = frames.FIRST_WINDOW_BYTES
+        self._frame_bytes = frames.FIRST_FRAME_BYTES
+
+    @property
+    def waits(self) -> bool:
+        """Whether a message waits for the peer's window."""
+        return bool(self._waiting)
+
+    def control(self, frame: bytes) -> None:
+        """Write a frame that no window limits."""
+        self.buffers.append(frame)
+        self.num_bytes += len(frame)
+
+    def begin(self, stream: int) -> None:
+        """Begin a stream; nothing of another one is left."""
+        self._stream, self._stream_window = stream, self._first_window
+        self._waiting.clear()
+        self._last = None
+
+    def message(self, message: Buffer) -> None:
+        """Send a message, which must not change until it has gone."""
+        self._waiting.append(frames.message_header(len(message)))
+        self._waiting.append(message)
+        self._go_on()
+
+    def end(self, frame: bytes) -> None:
+        """Write a frame when all messages have gone; no message follows."""
+        self._last = frame
+        self._go_on()
+
+    def sent(self, num_bytes: int) -> None:
+        """So many bytes of the buffers have been written."""
+        self.num_bytes -= num_bytes
+        buffers = self.buffers
+        while num_bytes:
+            first = buffers[0]
+            if num_bytes < len(first):
+                buffers[0] = memoryview(first)[num_bytes:]
+                return
+            num_bytes -= len(first)
+            buffers.popleft()
+
+    def window(self, stream: int, num_bytes: int) -> None:
+        """The peer takes more."""
+        if stream == 0:
+            self._connection_window += num_bytes
+        elif stream == self._stream:
+            self._stream_window += num_bytes
+        self._go_on()
+
+    def first_window(self, num_bytes: int) -> None:
+        """The peer has set what a stream begins with; that changes the present one's window, too."""
+        self._stream_window += num_bytes - self._first_window
+        self._first_window = num_bytes
+        self._go_on()
+
+    def frame_size(self, num_bytes: int) -> None:
+        """The peer has set how large a frame may be."""
+        self._frame_bytes = num_bytes
+
+    def _go_on(self) -> None:
+        while self._waiting:
+            room = min(self._frame_bytes, self._connection_window, self._stream_window)
+            if room <= 0:
+                return
+            self._data(room)
+        if self._last is not None:
+            self.control(self._last)
+            self._last = None
+
+    def _data(self, room: int) -> None:
+        """Write one frame with at most one message, or with a part of one."""
+        pieces: list[Buffer] = []
+        size = 0
+        while self._waiting and size < room and len(pieces) < 2:
+            piece = self._waiting.popleft()
+            if size + len(piece) > room:
+                view = memoryview(piece)
+                self._waiting.appendleft(view[room - size :])
+                piece = view[: room - size]
+            pieces.append(piece)
+            size += len(piece)
+        self._connection_window -= size
+        self._stream_window -= size
+        self.buffers.append(frames.header(size, Kind.DATA, 0, self._stream))
+        self.buffers.extend(piece for piece in pieces if len(piece))
+        self.num_bytes += frames.HEADER_BYTES + size

@@ -1,0 +1,200 @@
+"""The port that workers come to: carries calls of Exchange between their sockets and their conversations.
+
+Every socket is read and written on the event loop, without a task or a copy for a message. What a worker sends is
+taken in one message after the other, so that one with much to say does not keep the others waiting.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Callable
+
+import numpy as np
+from grpc import StatusCode
+
+from lockstep_proto import channels, failpoints
+from lockstep_proto.calls import Ended, HalfClosed, Opened, ServerCall
+from lockstep_proto.incoming import ConnectionBrokenError
+from lockstep_server.exchange import PATH, Conversation, Exchange
+
+log = logging.getLogger(__name__)
+BACKLOG = 128
+MAX_BUFFERS = 64  # given to the system at once
+ENOUGH_BYTES = 1 << 18  # given to the system at once where there are more messages than one
+GOODBYE_S = 2.0  # a connection whose call is over is closed after this, if the worker does not close it
+Observe = Callable[[str, str, float], None]  # method, status, seconds
+
+
+class Endpoint:
+    """Listens at one address. `observe` is told of every call at its end. Raises OSError if the port is taken."""
+
+    def __init__(self, exchange: Exchange, host: str, port: int, observe: Observe) -> None:
+        self._exchange = exchange
+        self._observe = observe
+        self._loop = asyncio.get_running_loop()
+        self._connections: set[_Connection] = set()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host.strip("[]"), port), family=family, backlog=BACKLOG)
+        self._listener.setblocking(False)
+        self.port: int = self._listener.getsockname()[1]
+
+    def start(self) -> None:
+        """Take workers in."""
+        self._loop.add_reader(self._listener, self._accept)
+
+    def close(self) -> None:
+        """Take no more in, and close all connections."""
+        self._loop.remove_reader(self._listener)
+        self._listener.close()
+        for connection in list(self._connections):
+            connection.close("the server goes down")
+
+    def _accept(self) -> None:
+        try:
+            accepted, _ = self._listener.accept()
+        except OSError as error:  # the worker has gone again, or there are too many open files
+            log.debug("no connection: %s", error)
+            return
+        accepted.setblocking(False)
+        channels.prepare(accepted)
+        self._connections.add(_Connection(self._exchange, accepted, self._observe, self._connections.discard))
+
+
+class _Connection:
+    """One worker's connection, and the call on it."""
+
+    def __init__(
+        self, exchange: Exchange, connected: socket.socket, observe: Observe, closed: "Callable[[_Connection], None]"
+    ) -> None:
+        self._exchange = exchange
+        self._socket = connected
+        self._observe = observe
+        self._closed = closed
+        self._loop = asyncio.get_running_loop()
+        self._call = ServerCall(_room, channels.MAX_MESSAGE_BYTES)
+        self._conversation: Conversation | None = None
+        self._opened_s = 0.0
+        self._flushing = self._waits_for_room = self._is_closed = False
+        self._loop.add_reader(connected, self._read)
+        self._flush_soon()
+
+    # What the conversation wants.
+
+    def filled(self) -> None:
+        """Take note that there is something in the outbox."""
+        self._flush_soon()
+
+    def end(self, code: StatusCode, reason: str) -> None:
+        """End the call at once."""
+        conversation, self._conversation = self._conversation, None
+        if conversation is not None:
+            conversation.ended()
+            self._call.end(code, reason)
+            self._observe(PATH.removeprefix("/"), code.name, time.perf_counter() - self._opened_s)
+            self._loop.call_later(GOODBYE_S, self.close, "its call is over")
+            self._flush_soon()
+
+    def close(self, reason: str) -> None:
+        """Close the connection."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self.end(StatusCode.CANCELLED, reason)
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        with contextlib.suppress(OSError):
+            self._send()  # what there is room for
+        self._socket.close()
+        self._closed(self)
+
+    # From the socket.
+
+    def _read(self) -> None:
+        try:
+            num_bytes = self._socket.recv_into(self._call.buffer())
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.close(str(error))
+            return
+        if num_bytes == 0:
+            self.close("the worker closed the connection")
+            return
+        try:
+            for event in self._call.received(num_bytes):
+                self._happened(event)
+        except ConnectionBrokenError as error:
+            self._call.fail(str(error))
+            self.close(str(error))
+        except Exception as error:
+            log.exception("a defect of the exchange")
+            self.end(StatusCode.UNKNOWN, f"a defect: {error!r}")
+        self._flush_soon()
+
+    def _happened(self, event: Opened | HalfClosed | Ended | memoryview) -> None:
+        if isinstance(event, memoryview):
+            if self._conversation is not None:
+                self._conversation.received(event)
+            return
+        match event:
+            case Opened(path) if path == PATH:
+                self._opened_s = time.perf_counter()
+                self._conversation = self._exchange.open(self)
+            case Opened(path):
+                self._call.end(StatusCode.UNIMPLEMENTED, f"there is only {PATH} here, no {path}")
+            case HalfClosed():
+                self.end(StatusCode.OK, "")
+            case Ended(code, reason):
+                self.end(code, reason)
+
+    # To the socket.
+
+    def _flush_soon(self) -> None:
+        """Write at the end of what is being done: then all of it goes at once."""
+        if not (self._flushing or self._waits_for_room or self._is_closed):
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._is_closed:
+            return
+        try:
+            while self._fill():
+                self._send()
+        except BlockingIOError:
+            if not self._waits_for_room:
+                self._waits_for_room = True
+                self._loop.add_writer(self._socket, self._flush)
+            return
+        except OSError as error:
+            self.close(str(error))
+            return
+        if self._waits_for_room:
+            self._waits_for_room = False
+            self._loop.remove_writer(self._socket)
+
+    def _fill(self) -> bool:
+        """Take messages out of the outbox, as many as are written at once. Return whether there is something."""
+        outgoing, conversation = self._call.outgoing, self._conversation
+        while conversation is not None and outgoing.num_bytes < ENOUGH_BYTES and not outgoing.waits:
+            message = conversation.outbox.pop()
+            if message is None:
+                if conversation.outbox.over:
+                    self.end(StatusCode.OK, "")
+                break
+            failpoints.hit("server.exchange.write")
+            self._call.send(message)
+        return outgoing.num_bytes > 0
+
+    def _send(self) -> None:
+        outgoing = self._call.outgoing
+        while outgoing.buffers:
+            outgoing.sent(self._socket.sendmsg(list(outgoing.buffers)[:MAX_BUFFERS]))
+
+
+def _room(num_bytes: int) -> memoryview:
+    """Make the room for a message, without the time that it takes to write zeros to it."""
+    return np.empty(num_bytes, np.uint8).data
