@@ -49,6 +49,7 @@ def main() -> None:
     every.add_argument(
         "--only", type=choice("benchmark", {name: name for name in BENCHMARKS}), default=list(BENCHMARKS)
     )
+    every.add_argument("--rounds", default="5", help="of each (default 5)")
     every.add_argument("--quick", action="store_true", help="as short as can be; its numbers mean nothing")
     every.add_argument(
         "--markdown", nargs="?", type=Path, const=page.PERFORMANCE, metavar="FILE", help=f"write {page.PERFORMANCE}"
@@ -74,7 +75,7 @@ def _run_all(options: argparse.Namespace) -> None:
         benchmark = BENCHMARKS[name]
         parser = argparse.ArgumentParser()
         benchmark.add_options(parser)
-        arguments = parser.parse_args(benchmark.QUICK if options.quick else ())
+        arguments = parser.parse_args(benchmark.QUICK if options.quick else ("--rounds", options.rounds))
         sections.append(page.Section(name, benchmark.HELP, benchmark.measure(arguments)))
     if options.markdown is None:
         print("\n\n".join([machine.describe(), *(str(table) for section in sections for table in section.tables)]))

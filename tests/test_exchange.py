@@ -1,6 +1,7 @@
 """Workers and a job's run over real gRPC, without Ray: the adapters at both ends of an exchange."""
 
 import asyncio
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -9,9 +10,10 @@ import grpc
 import numpy as np
 import pytest
 
-from lockstep_proto import channels
+from lockstep_proto import channels, frames
 from lockstep_proto.layout import Layout, digest
 from lockstep_proto.v1 import numerics_pb2, service_pb2, training_pb2
+from lockstep_server import endpoint
 from lockstep_server.endpoint import Endpoint
 from lockstep_server.exchange import Exchange
 from lockstep_server.forking import version_0
@@ -265,6 +267,58 @@ def test_a_stream_that_does_not_begin_with_a_good_hello_is_refused(first, code, 
         assert caught.value.code().name == code
         assert reason in caught.value.details()
     assert host.calls == [("lockstep.v1.TrainingService/Exchange", code)]
+
+
+def test_another_method_is_not_there():
+    with Host() as host:
+        channel, _ = exchange_of(host)
+        with channel, pytest.raises(grpc.RpcError) as caught:
+            next(channel.stream_stream("/lockstep.v1.JobService/Watch")(iter([])))
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert host.calls == []
+
+
+def dial(host):
+    connected = socket.create_connection(channels.exchange_address(host.address), WAIT_S)
+    connected.settimeout(WAIT_S)
+    return connected
+
+
+def everything(connected):
+    return b"".join(iter(lambda: connected.recv(65_536), b""))
+
+
+def test_a_connection_without_a_call_is_closed(monkeypatch):
+    monkeypatch.setattr(endpoint, "IDLE_S", 0.05)
+    with Host() as host, dial(host) as connected:
+        connected.sendall(frames.PREFACE)
+        assert everything(connected)
+
+
+def test_who_does_not_speak_grpc_is_told_and_closed():
+    with Host() as host, dial(host) as connected:
+        connected.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert b"this is no HTTP/2" in everything(connected)
+
+
+def test_a_worker_that_comes_twice_is_heard_on_its_newer_stream_alone():
+    with Host(min=2) as host:
+        hello = training_pb2.WorkerHello(job_id="job", worker_id="w", num_cpus=1)
+        host.run.numerics = hello.numerics
+
+        async def comes_twice():
+            first, second = Outbox(Taken()), Outbox(Taken())
+            host.run.join(hello, first)
+            host.run.join(hello, second)
+            first.clear()
+            leaving = training_pb2.WorkerMessage(leaving=training_pb2.WorkerLeaving())
+            host.run.received("w", first, leaving)
+            host.run.gone("w", first)
+            there = len(host.run.workers)
+            host.run.received("w", second, leaving)
+            return first.over or (first.pop() and first.over), there, len(host.run.workers)
+
+        assert host.call(comes_twice()) == (True, 1, 0)
 
 
 class Taken:

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 BACKLOG = 128
 MAX_BUFFERS = 64  # given to the system at once
 ENOUGH_BYTES = 1 << 18  # given to the system at once where there are more messages than one
-GOODBYE_S = 2.0  # a connection whose call is over is closed after this, if the worker does not close it
+IDLE_S = 5.0  # a connection without a call is closed after this: a worker begins one at once, and has one
 Observe = Callable[[str, str, float], None]  # method, status, seconds
 
 
@@ -78,6 +78,7 @@ class _Connection:
         self._opened_s = 0.0
         self._flushing = self._waits_for_room = self._is_closed = False
         self._loop.add_reader(connected, self._read)
+        self._loop.call_later(IDLE_S, self._close_if_idle)
         self._flush_soon()
 
     # What the conversation wants.
@@ -93,7 +94,7 @@ class _Connection:
             conversation.ended()
             self._call.end(code, reason)
             self._observe(PATH.removeprefix("/"), code.name, time.perf_counter() - self._opened_s)
-            self._loop.call_later(GOODBYE_S, self.close, "its call is over")
+            self._loop.call_later(IDLE_S, self._close_if_idle)
             self._flush_soon()
 
     def close(self, reason: str) -> None:
@@ -108,6 +109,10 @@ class _Connection:
             self._send()  # what there is room for
         self._socket.close()
         self._closed(self)
+
+    def _close_if_idle(self) -> None:
+        if self._conversation is None:
+            self.close("there is no call")
 
     # From the socket.
 
