@@ -60,8 +60,9 @@ class Round:
     def seconds(self, step_s: float) -> tuple[float, float, float]:
         """Split the seconds of the round into what workers computed (mean), what they waited, and the transfer."""
         compute_s = list(self.compute_s.values()) or [0.0]
-        mean_s = sum(compute_s) / len(compute_s)
-        return mean_s, max(compute_s) - mean_s, max(step_s - max(compute_s), 0.0)
+        slowest_s = max(compute_s)
+        mean_s = min(sum(compute_s) / len(compute_s), slowest_s)  # rounded, the mean of equal numbers can be above them
+        return mean_s, slowest_s - mean_s, max(step_s - slowest_s, 0.0)
 
 
 def check_size(chunk: NodeChunk, size: int, chunking: Chunking, *, evaluates: bool) -> None:
