@@ -17,7 +17,7 @@ pytestmark = pytest.mark.cluster
 
 # Its only checkpoint is that of version 0, so that it goes back for certain.
 TRAINING = ENDLESS | {"checkpoints": {"every_s": 3600.0}}
-SEEN = 200  # steps
+SEEN = 2000  # steps, so that a status tells that the job has gone back before it has caught up
 
 
 class Cluster:
@@ -56,7 +56,7 @@ def test_a_watch_shows_the_gap_and_how_far_the_job_went_back(local: lockstep.Loc
         cluster = Cluster(local, tmp_path / "state")
         job = client.submit(TRAINING, data=(X, Y))
         with command_process(client, "watch", job.id) as watch:
-            list(lines_until(watch, r"step [2-9]\d\d/"))
+            list(lines_until(watch, r"step [2-9]\d\d\d/"))
             cluster.kill_server()
             away = list(lines_until(watch, "went away"))
             with cluster.start_server():
@@ -78,7 +78,7 @@ def test_a_watch_shows_the_gap_and_how_far_the_job_went_back(local: lockstep.Loc
 def test_a_wait_tells_the_same(local: lockstep.LocalCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with local as client:
         cluster = Cluster(local, tmp_path / "state")
-        job = client.submit(TRAINING | {"steps": 3000}, data=(X, Y))
+        job = client.submit(TRAINING | {"steps": 10_000}, data=(X, Y))
         waiting = threading.Thread(target=job.wait, kwargs={"timeout_s": 120})
         waiting.start()
         until(lambda: job.step >= SEEN)
@@ -86,9 +86,9 @@ def test_a_wait_tells_the_same(local: lockstep.LocalCluster, tmp_path: Path, cap
         until(lambda: "went away" in caplog.text)
         with cluster.start_server():
             waiting.join(120)
-        assert (job.state, job.step) == ("succeeded", 3000)
+        assert (job.state, job.step) == ("succeeded", 10_000)
         where = f"the server at {client.address}"
         away, *back = caplog.messages
         assert away == f"{where} went away; dialling again"
-        goes_on = r"the job goes on from step \d+ of 3000; it had reached \d+"
+        goes_on = r"the job goes on from step \d+ of 10000; it had reached \d+"
         assert re.fullmatch(rf"{where} is back after \d+\.\d s; {goes_on}", "; ".join(back))

@@ -1,5 +1,6 @@
 """A process that is started again whenever it ends, as a container engine would, and continued when it is stopped."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -79,7 +80,8 @@ class Restarted:
     def _continue_while_stopped(self):
         """Return when it has ended."""
         pid = self.process.pid
-        while os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT).si_code == os.CLD_STOPPED:
-            os.waitid(os.P_PID, pid, os.WSTOPPED)  # seen: a later one is another
-            time.sleep(self.stopped_s)
-            self.process.send_signal(signal.SIGCONT)
+        with contextlib.suppress(ChildProcessError):  # who sent it a signal has seen that it has ended
+            while os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT).si_code == os.CLD_STOPPED:
+                os.waitid(os.P_PID, pid, os.WSTOPPED)  # seen: a later one is another
+                time.sleep(self.stopped_s)
+                self.process.send_signal(signal.SIGCONT)

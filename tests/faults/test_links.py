@@ -39,41 +39,45 @@ def await_steps(job, number):
 
 
 def cut_until_lost(cluster, links, *directions):
-    """Cut the first worker off until the server has lost it; return its job, then still under way."""
+    """Cut the first worker off until the server has lost it; return it and its job, then still under way."""
     job = submit(cluster, **LONGER)
     reach(job, 20)
+    name = next(iter(cluster.fleet.workers))
     cluster.fleet.out_of_reach.add(0)  # as a machine is that no packets reach
     links[0].cut(*directions)
     assert await_steps(job, 3) < FEW_LEASES_S, told(job)
     begun = time.monotonic()
-    while "worker w-1 is lost" not in told(job):
+    while f"worker {name} is lost" not in told(job):
         assert time.monotonic() - begun < FEW_LEASES_S, told(job)
         time.sleep(0.05)
     await_steps(job, 3)
-    return job
+    return name, job
 
 
-REFUSED = "worker w-1 is refused: it was given up before; another takes its place"
+def refused(name):
+    return f"worker {name} is refused: it was given up before; another takes its place"
 
 
 @pytest.mark.parametrize("directions", [("out",), ("in", "out")], ids="-".join)
 def test_the_step_completes_on_the_other_worker_and_a_lost_one_that_comes_back_is_refused(cluster, links, directions):
-    job = cut_until_lost(cluster, links, *directions)
-    assert "worker w-1 is lost: silent for more than 1 s" in told(job)
+    name, job = cut_until_lost(cluster, links, *directions)
+    assert f"worker {name} is lost: silent for more than 1 s" in told(job)
     links[0].mend()
-    assert cluster.fleet.workers["w-1"].wait(30) == 0
-    assert cluster.fleet.said["w-1"][-1] == REFUSED
+    assert cluster.fleet.workers[name].wait(30) == 0
+    assert cluster.fleet.said[name][-1] == refused(name)
     until_ended(job)
     assert_undisturbed(job, **LONGER)
 
 
 def test_a_worker_that_hears_nothing_holds_nobody_up(cluster, links):
-    job = cut_until_lost(cluster, links, "in")
+    name, job = cut_until_lost(cluster, links, "in")
     links[0].mend()
     until_ended(job)
-    assert cluster.fleet.workers["w-1"].wait(30) == 0
-    told_off = cluster.fleet.said["w-1"][-1] == REFUSED  # or it was the first to notice, and came back as a newcomer
-    assert told_off or cluster.fleet.said["w-1"] == ["joined", "joined", "the job has ended"]
+    assert cluster.fleet.workers[name].wait(30) == 0
+    told_off = cluster.fleet.said[name][-1] == refused(
+        name
+    )  # or it was the first to notice, and came back as a newcomer
+    assert told_off or cluster.fleet.said[name] == ["joined", "joined", "the job has ended"]
     assert_undisturbed(job, **LONGER)
 
 
