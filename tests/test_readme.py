@@ -35,6 +35,11 @@ ELSEWHERE = {
     "lockstep diff": ("tests/client/test_recomputing.py", 'run("diff", a.id, b.id)'),
     "lockstep verify ID": ("tests/client/test_recomputing.py", 'run("verify", job.id)'),
     "lockstep diff A B": ("tests/client/test_recomputing.py", 'run("diff", a.id, b.id)'),
+    "python -m benchmarks all --rounds 1 --markdown": (
+        "tests/benchmarks/test_command_line.py",
+        'run("all", "--only", "start", "--quick", "--markdown", str(page))',
+    ),
+    "python -m benchmarks scaling --rounds 1 --markdown": ("tests/benchmarks/test_scaling.py", "page("),
     "promtool check metrics": ("tests/server/test_metrics.py", '["promtool", "check", "metrics"]'),
 }
 DEMOS = ["./scripts/demo", "./scripts/demo --workers 1", "./scripts/demo --workers 1 --cpus-per-worker 2"]
@@ -126,6 +131,8 @@ def test_there_is_no_block_that_no_test_knows() -> None:
         ("README.md", "A cluster with Docker", "sh"),
         ("README.md", "A job file", "toml"),
         ("metrics.md", "Questions to ask", "promql"),  # tests/server/test_metrics.py
+        ("performance.md", "Performance", ""),  # facts of a machine, not of the product
+        ("scaling.md", "Scaling", ""),
     }
 
 
