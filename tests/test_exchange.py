@@ -1,6 +1,8 @@
 """Workers and a job's run over real gRPC, without Ray: the adapters at both ends of an exchange."""
 
 import asyncio
+import errno
+import itertools
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -299,6 +301,29 @@ def test_who_does_not_speak_grpc_is_told_and_closed():
     with Host() as host, dial(host) as connected:
         connected.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
         assert b"this is no HTTP/2" in everything(connected)
+
+
+def test_a_listener_without_files_waits_instead_of_trying_on_and_on(monkeypatch, caplog, expected):
+    monkeypatch.setattr(endpoint, "ACCEPT_S", 0.05)
+    with Host() as host:
+        given = host.endpoint._listener
+        tries = []
+
+        class Full:
+            fileno, close = given.fileno, given.close
+
+            def accept(self):
+                tries.append(host.loop.time())
+                if len(tries) <= 2:
+                    raise OSError(errno.EMFILE, "Too many open files")
+                return given.accept()
+
+        host.endpoint._listener = Full()
+        host.worker("a")
+        assert host.digest == expected
+    assert len(tries) == 3
+    assert min(b - a for a, b in itertools.pairwise(tries)) >= endpoint.ACCEPT_S
+    assert caplog.messages.count("workers cannot come in now: [Errno 24] Too many open files") == 2
 
 
 def test_a_worker_that_comes_twice_is_heard_on_its_newer_stream_alone():

@@ -69,9 +69,7 @@ class _Connection(ABC):
             else:
                 self._frame(item, events)
         if self._incoming.num_data_bytes >= CREDIT_BYTES:
-            for stream in (0, self._stream) if self._stream else (0,):
-                self.outgoing.control(frames.window_update(stream, self._incoming.num_data_bytes))
-            self._incoming.num_data_bytes = 0
+            self._credit()
         return events
 
     def send(self, message: Buffer) -> None:
@@ -151,8 +149,15 @@ class _Connection(ABC):
         block = self._encoder.encode(headers)
         return frames.header(len(block), Kind.HEADERS, flags | frames.END_HEADERS, self._stream) + block
 
+    def _credit(self) -> None:
+        """Fill the peer's windows up again."""
+        num_bytes, self._incoming.num_data_bytes = self._incoming.num_data_bytes, 0
+        for stream in {0, self._stream} if num_bytes else ():
+            self.outgoing.control(frames.window_update(stream, num_bytes))
+
     def _over(self) -> None:
         self._stream = self._incoming.stream = 0
+        self._credit()  # the next call's window is whole, but the connection's is not
 
     @abstractmethod
     def _headers(self, stream: int, headers: dict[str, str], events: list[Event]) -> None: ...

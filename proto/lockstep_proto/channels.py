@@ -11,6 +11,7 @@ KEEPALIVE_MS = 10_000  # a peer is asked for a sign of life this long after its 
 KEEPALIVE_TIMEOUT_MS = 5_000  # and is taken for dead if it gives none
 FLEET_HEARTBEAT_S = 2.0  # a fleet that has nothing to say says so this often
 FLEET_LEASE_S = 10.0  # a fleet that is silent for longer is taken for gone until it attaches again
+EXCHANGE_PATH = "/lockstep.v1.TrainingService/Exchange"  # the method that workers call
 Options = Sequence[tuple[str, int]]
 
 _BOTH_ENDS: Options = (

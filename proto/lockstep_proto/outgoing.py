@@ -3,12 +3,14 @@
 A state machine without I/O: whoever carries it writes `buffers` to the socket and says how much of them has gone.
 """
 
+import itertools
 from collections import deque
 
 from lockstep_proto import frames
 from lockstep_proto.frames import Kind
 
 Buffer = bytes | memoryview
+MAX_BUFFERS = 64  # that are given to the system at once; it takes no more than some hundred
 
 
 class Outgoing:
@@ -49,6 +51,10 @@ class Outgoing:
         """Write a frame when all messages have gone; no message follows."""
         self._last = frame
         self._go_on()
+
+    def next(self) -> list[Buffer]:
+        """Return what is to be written next."""
+        return list(itertools.islice(self.buffers, MAX_BUFFERS))
 
     def sent(self, num_bytes: int) -> None:
         """So many bytes of the buffers have been written."""

@@ -17,11 +17,12 @@ from grpc import StatusCode
 from lockstep_proto import channels, failpoints
 from lockstep_proto.calls import Ended, HalfClosed, Opened, ServerCall
 from lockstep_proto.incoming import ConnectionBrokenError
-from lockstep_server.exchange import PATH, Conversation, Exchange
+from lockstep_server.exchange import Conversation, Exchange
 
+PATH = channels.EXCHANGE_PATH
 log = logging.getLogger(__name__)
 BACKLOG = 128
-MAX_BUFFERS = 64  # given to the system at once
+ACCEPT_S = 1.0  # a listener that the system gives no connection, for want of files, say, waits so long
 ENOUGH_BYTES = 1 << 18  # given to the system at once where there are more messages than one
 IDLE_S = 5.0  # a connection without a call is closed after this: a worker begins one at once, and has one
 Observe = Callable[[str, str, float], None]  # method, status, seconds
@@ -42,7 +43,8 @@ class Endpoint:
 
     def start(self) -> None:
         """Take workers in."""
-        self._loop.add_reader(self._listener, self._accept)
+        if self._listener.fileno() >= 0:  # it may have been closed meanwhile
+            self._loop.add_reader(self._listener, self._accept)
 
     def close(self) -> None:
         """Take no more in, and close all connections."""
@@ -54,8 +56,12 @@ class Endpoint:
     def _accept(self) -> None:
         try:
             accepted, _ = self._listener.accept()
-        except OSError as error:  # the worker has gone again, or there are too many open files
-            log.debug("no connection: %s", error)
+        except (BlockingIOError, ConnectionError):  # the worker has gone again
+            return
+        except OSError as error:
+            log.warning("workers cannot come in now: %s", error)
+            self._loop.remove_reader(self._listener)
+            self._loop.call_later(ACCEPT_S, self.start)
             return
         accepted.setblocking(False)
         channels.prepare(accepted)
@@ -197,7 +203,7 @@ class _Connection:
     def _send(self) -> None:
         outgoing = self._call.outgoing
         while outgoing.buffers:
-            outgoing.sent(self._socket.sendmsg(list(outgoing.buffers)[:MAX_BUFFERS]))
+            outgoing.sent(self._socket.sendmsg(outgoing.next()))
 
 
 def _room(num_bytes: int) -> memoryview:

@@ -11,8 +11,6 @@ from lockstep_proto.v1 import training_pb2
 from lockstep_server.outbox import Outbox
 from lockstep_server.run import JobRun
 
-PATH = "/lockstep.v1.TrainingService/Exchange"
-
 
 class Call(Protocol):
     """What carries messages to a worker: it empties the outbox as fast as the worker takes them, and ends with it."""

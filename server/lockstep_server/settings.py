@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lockstep-server", description="The Lockstep parameter server.")
     add = parser.add_argument
     add("--state-dir", type=Path, required=True, metavar="DIR", help="where jobs, models and uploads are kept")
-    add("--host", default=default.host, help="address of both ports (default: %(default)s)")
+    add("--host", default=default.host, help="address of all ports (default: %(default)s)")
     add(
         "--port",
         type=int,

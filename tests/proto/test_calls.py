@@ -127,6 +127,16 @@ def test_the_peers_window_is_filled_up_again(monkeypatch):
     assert written(far) == frames.window_update(0, data_bytes) + frames.window_update(1, data_bytes)
 
 
+def test_the_connections_window_is_filled_up_at_the_end_of_a_call_and_the_next_one_has_its_own():
+    near, far = client(), server()
+    exchange(near, far)
+    near.send(bytes(2000))
+    read(far, written(near))
+    far.end(StatusCode.OK)
+    assert frames.window_update(0, 2000 + frames.MESSAGE_HEADER_BYTES) in written(far)
+    assert far._incoming.num_data_bytes == 0
+
+
 def test_pings_and_settings_are_answered_and_what_is_unknown_is_passed_over():
     near, far = client(), server()
     exchange(near, far)

@@ -109,14 +109,14 @@ def test_an_examination_that_is_superseded_is_left_off_between_shards_and_not_an
 
 
 def test_a_step_that_is_superseded_is_left_off_between_shards(monkeypatch):
-    monkeypatch.setattr(stacking, "is_proved", lambda *_: False)
+    monkeypatch.setattr(stacking, "keeps_bits", lambda *_: False)
     asked, looks = Asked({0: NAN}), iter([False, True])
     assert asked.answer(task(STEP, (0, 4)), superseded=lambda: next(looks)) == []
     assert next(looks, None) is None, "it was looked at twice"
 
 
 def test_a_step_that_is_superseded_is_left_off_between_the_layers_of_stacked_shards(monkeypatch):
-    monkeypatch.setattr(stacking, "is_proved", lambda *_: True)
+    monkeypatch.setattr(stacking, "keeps_bits", lambda *_: True)
     monkeypatch.setattr(sys.modules[__name__], "SPEC", read_spec(to_dict(SPEC) | {"batch_size": 5}))
     asked, looks = Asked({0: NAN}), iter([False, False, True])  # the node, layer 3, layer 2
     chunks = asked.answer(task(STEP, (0, 4)), superseded=lambda: next(looks))

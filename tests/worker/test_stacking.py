@@ -20,9 +20,9 @@ OUTPUTS += [("identity", "absolute_error"), ("softmax", "cross_entropy"), ("sigm
 
 @pytest.fixture(autouse=True)
 def no_answers_kept():
-    stacking._is_proved.cache_clear()
+    stacking._keeps_bits.cache_clear()
     yield
-    stacking._is_proved.cache_clear()
+    stacking._keeps_bits.cache_clear()
 
 
 class Case:
@@ -83,7 +83,7 @@ class Case:
         return out, found[0][1]
 
     def check(self):
-        assert stacking.is_proved(self.network.layout.sizes, self.flat.dtype, self.num_shards, self.rows)
+        assert stacking.keeps_bits(self.network.layout.sizes, self.flat.dtype, self.num_shards, self.rows)
         (expected, expected_sums), (found, sums) = self.one_by_one(), self.stacked()
         assert found.tobytes() == expected.tobytes()
         assert sums == expected_sums
@@ -117,7 +117,7 @@ def test_every_output_and_loss(output, loss, dtype):
 def test_the_engine_has_the_bits_of_shards_one_by_one_for_any_shards_and_rows(monkeypatch, shards, rows, dtype):
     case = Case(shards, rows, weight=True, dtype=dtype)
     found = [case.answer(num_cpus) for num_cpus in (1, 2, 3)]
-    monkeypatch.setattr(stacking, "is_proved", lambda *_: False)
+    monkeypatch.setattr(stacking, "keeps_bits", lambda *_: False)
     assert found == [case.answer(1)] * 3
 
 
@@ -139,7 +139,7 @@ def test_where_stacked_products_have_other_bits_shards_are_computed_one_by_one(m
         return out
 
     expected = case.answer(num_cpus)
-    stacking._is_proved.cache_clear()
+    stacking._keeps_bits.cache_clear()
     monkeypatch.setattr(np, "matmul", other_bits)
     assert not np.array_equal(case.stacked()[0], case.one_by_one()[0]), "the bits differ where they are stacked"
     assert case.answer(num_cpus) == expected
@@ -157,7 +157,7 @@ def test_shards_with_fewer_rows_are_not_stacked_with_others(monkeypatch, num_cpu
         return case.answer(num_cpus)
 
     found = answer()
-    monkeypatch.setattr(stacking, "is_proved", lambda *_: False)
+    monkeypatch.setattr(stacking, "keeps_bits", lambda *_: False)
     assert found == answer()
 
 

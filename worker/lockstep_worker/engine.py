@@ -140,7 +140,7 @@ class Engine:
     def _stacks(self, rows: list[int]) -> bool:
         """Whether shards of so many rows are computed stacked."""
         alike = len(rows) > 1 and 0 < rows[0] == min(rows) == max(rows) <= stacking.MOST_ROWS // len(rows)
-        return alike and stacking.is_proved(self._layout.sizes, self._layout.dtype, len(rows), rows[0])
+        return alike and stacking.keeps_bits(self._layout.sizes, self._layout.dtype, len(rows), rows[0])
 
     def _shard_gradient(self, views: Any, shard: int, batch: Batch, backprop: Backprop) -> None:
         gradient = self._buffer()

@@ -1,4 +1,4 @@
-"""Whether shards may be computed stacked: proved for each shape on this machine, or else not done.
+"""Whether shards may be computed stacked: compared for each shape on this machine, or else not done.
 
 A product of some rows has, in nearly every shape, the bits that the same rows have as a part of a larger product: BLAS
 sums along k in an order that depends on shapes alone. Where it has other kernels for small products it need not be so.
@@ -25,16 +25,16 @@ _FUNCTIONS = (np.exp, np.expm1, np.log, np.log1p, np.tanh)  # all others are exa
 _lock = Lock()
 
 
-def is_proved(sizes: tuple[int, ...], dtype: "np.dtype[Any]", num_shards: int, num_rows: int) -> bool:
+def keeps_bits(sizes: tuple[int, ...], dtype: "np.dtype[Any]", num_shards: int, num_rows: int) -> bool:
     """Whether so many shards of `num_rows` rows each have the same bits stacked as apart, in a network of `sizes`."""
     if num_rows % _ROWS_AT_A_TIME:
         return False
     with _lock:  # threads that need the same answer wait for it
-        return _is_proved(sizes, dtype, num_shards, num_rows)
+        return _keeps_bits(sizes, dtype, num_shards, num_rows)
 
 
 @lru_cache(maxsize=64)
-def _is_proved(sizes: tuple[int, ...], dtype: "np.dtype[Any]", num_shards: int, num_rows: int) -> bool:
+def _keeps_bits(sizes: tuple[int, ...], dtype: "np.dtype[Any]", num_shards: int, num_rows: int) -> bool:
     layers = list(itertools.pairwise(sizes))
     rows = num_shards * num_rows
     return (

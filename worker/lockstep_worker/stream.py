@@ -12,9 +12,7 @@ from lockstep_proto import channels
 from lockstep_proto.calls import ClientCall, Ended
 from lockstep_proto.incoming import BUFFER_BYTES, ConnectionBrokenError
 
-PATH = "/lockstep.v1.TrainingService/Exchange"
 CONNECT_S = 5.0
-MAX_BUFFERS = 64  # given to the system at once
 
 
 class Stream:
@@ -23,7 +21,7 @@ class Stream:
     def __init__(self, server: str) -> None:
         self._server = server
         self._rooms = [memoryview(bytearray()) for _ in range(2)]
-        self._call = ClientCall(server, PATH, self._allocate, channels.MAX_MESSAGE_BYTES)
+        self._call = ClientCall(server, channels.EXCHANGE_PATH, self._allocate, channels.MAX_MESSAGE_BYTES)
         self._lock = threading.Lock()  # around the call and what follows
         self._changed = threading.Condition(self._lock)
         self._socket: socket.socket | None = None
@@ -63,7 +61,11 @@ class Stream:
             self._changed.notify_all()
 
     def _dial(self) -> socket.socket:
-        connected = socket.create_connection(channels.exchange_address(self._server), CONNECT_S)
+        host, port = channels.exchange_address(self._server)
+        try:
+            connected = socket.create_connection((host, port), CONNECT_S)
+        except OSError as error:
+            raise CallEndedError(f"no connection to its port {port}, which workers come to: {error}") from error
         connected.settimeout(None)
         channels.prepare(connected)
         with self._lock:
@@ -93,7 +95,7 @@ class Stream:
         outgoing = self._call.outgoing
         while self._socket is not None and outgoing.buffers and not self._waits_for_room:
             try:
-                outgoing.sent(self._socket.sendmsg(list(outgoing.buffers)[:MAX_BUFFERS], [], socket.MSG_DONTWAIT))
+                outgoing.sent(self._socket.sendmsg(outgoing.next(), [], socket.MSG_DONTWAIT))
             except BlockingIOError:
                 self._waits_for_room = True
                 self._changed.notify_all()
@@ -108,7 +110,7 @@ class Stream:
                 self._changed.wait_for(lambda: self._waits_for_room or self._is_closed)
                 if self._is_closed:
                     return
-                buffers = list(outgoing.buffers)[:MAX_BUFFERS]
+                buffers = outgoing.next()
             try:
                 num_bytes = connected.sendmsg(buffers)
             except OSError:
