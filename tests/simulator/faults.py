@@ -46,9 +46,6 @@ SERVER_POINTS = (
 )
 
 
-BETWEEN_CORRUPT_S = 5.0
-
-
 @dataclass(frozen=True)
 class Fault:
     """Something that happens at a time. Its further numbers, in [0, 1), mean what its kind makes of them."""
@@ -128,10 +125,9 @@ def resize(run: "Simulation", fault: Fault) -> str:
 
 
 def corrupt(run: "Simulation", fault: Fault) -> str:
-    worker, now = _worker(run, fault), run.loop.time()
-    if worker is None or now < run.next_corrupt_s:  # more at once than can be told apart
+    worker = _worker(run, fault)
+    if worker is None:
         return ""
-    run.next_corrupt_s = now + BETWEEN_CORRUPT_S
     worker.wrong_bits.append(int(fault.how * 64) + 64 * run.num_corrupt)  # no two agree on what is wrong
     run.num_corrupt += 1
     return f"worker {worker.process.name} sends a wrong bit"

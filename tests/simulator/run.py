@@ -115,7 +115,6 @@ class Simulation:
         self.story: list[str] = []
         self.num_faults = 0
         self.num_corrupt = 0  # of them, such as let a worker send a wrong bit
-        self.next_corrupt_s = 0.0
         self.num_failures = 0  # of them, such as let a worker's computation fail
         self.disk_delay_s = 0.0
         self.point: str | None = None  # at which the server is to die
