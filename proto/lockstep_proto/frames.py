@@ -13,6 +13,7 @@ FIRST_WINDOW_BYTES = 65_535
 
 _HEADER = struct.Struct(">HBBBI")  # length in 2 + 1 bytes, type, flags, stream
 _MESSAGE_HEADER = struct.Struct(">BI")
+_BOTH_HEADERS = struct.Struct(">HBBBIBI")
 _SETTING = struct.Struct(">HI")
 _NUMBER = struct.Struct(">I")
 _GOAWAY = struct.Struct(">II")
@@ -73,9 +74,15 @@ def message_header(length: int) -> bytes:
     return _MESSAGE_HEADER.pack(0, length)
 
 
-def read_message_header(buffer: "bytes | bytearray") -> tuple[int, int]:
+def headers_of_message(length: int, stream: int) -> bytes:
+    """Return what comes before a message that has a frame to itself."""
+    size = MESSAGE_HEADER_BYTES + length
+    return _BOTH_HEADERS.pack(size >> 8, size & 0xFF, Kind.DATA, 0, stream, 0, length)
+
+
+def read_message_header(buffer: "memoryview | bytes | bytearray", offset: int = 0) -> tuple[int, int]:
     """Return whether the message is compressed, and its length."""
-    compressed, length = _MESSAGE_HEADER.unpack_from(buffer)
+    compressed, length = _MESSAGE_HEADER.unpack_from(buffer, offset)
     return compressed, length
 
 

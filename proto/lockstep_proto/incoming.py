@@ -83,6 +83,8 @@ class Incoming:
             return False
         length, kind, flags, stream = frames.read_header(self._buffer, self._begin)
         if kind == Kind.DATA:
+            if stream == self.stream and not flags and self._take_message(begin, length, items):
+                return True
             self._begin = begin
             self._begin_data(length, flags, stream, items)
             return True
@@ -92,6 +94,21 @@ class Incoming:
             return False
         items.append(Frame(kind, flags, stream, bytes(self._buffer[begin : begin + length])))
         self._begin = begin + length
+        return True
+
+    def _take_message(self, begin: int, length: int, items: list[Frame | memoryview]) -> bool:
+        """Take a message out that has a frame to itself and is here whole, as small ones are. Return whether it is."""
+        first, end = begin + frames.MESSAGE_HEADER_BYTES, begin + length
+        if self._header or self._message is not None or not first <= end <= self._end:
+            return False
+        compressed, size = frames.read_message_header(self._buffer, begin)
+        if compressed or size != end - first or size > self._max_message_bytes:
+            return False
+        message = self._allocate(size)
+        message[:] = self._buffer[first:end]
+        items.append(message)
+        self.num_data_bytes += length
+        self._begin = end
         return True
 
     def _begin_data(self, length: int, flags: int, stream: int, items: list[Frame | memoryview]) -> None:

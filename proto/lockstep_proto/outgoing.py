@@ -43,6 +43,10 @@ class Outgoing:
 
     def message(self, message: Buffer) -> None:
         """Send a message, which must not change until it has gone."""
+        size = frames.MESSAGE_HEADER_BYTES + len(message)
+        if not self._waiting and size <= min(self._frame_bytes, self._connection_window, self._stream_window):
+            self._frame(frames.headers_of_message(len(message), self._stream), message, size)
+            return
         self._waiting.append(frames.message_header(len(message)))
         self._waiting.append(message)
         self._go_on()
@@ -58,8 +62,11 @@ class Outgoing:
 
     def sent(self, num_bytes: int) -> None:
         """So many bytes of the buffers have been written."""
-        self.num_bytes -= num_bytes
         buffers = self.buffers
+        self.num_bytes -= num_bytes
+        if not self.num_bytes:
+            buffers.clear()
+            return
         while num_bytes:
             first = buffers[0]
             if num_bytes < len(first):
@@ -95,6 +102,15 @@ class Outgoing:
         if self._last is not None:
             self.control(self._last)
             self._last = None
+
+    def _frame(self, header: bytes, message: Buffer, size: int) -> None:
+        """Write a frame with one message, which is `size` large with its header."""
+        self._connection_window -= size
+        self._stream_window -= size
+        self.buffers.append(header)
+        if len(message):
+            self.buffers.append(message)
+        self.num_bytes += frames.HEADER_BYTES + size
 
     def _data(self, room: int) -> None:
         """Write one frame with at most one message, or with a part of one."""

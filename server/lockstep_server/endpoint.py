@@ -18,6 +18,7 @@ from lockstep_proto import channels, failpoints
 from lockstep_proto.calls import Ended, HalfClosed, Opened, ServerCall
 from lockstep_proto.incoming import ConnectionBrokenError
 from lockstep_server.exchange import Conversation, Exchange
+from lockstep_server.writes import Writes
 
 PATH = channels.EXCHANGE_PATH
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class Endpoint:
         self._observe = observe
         self._loop = asyncio.get_running_loop()
         self._connections: set[_Connection] = set()
+        self._writes = Writes()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host.strip("[]"), port), family=family, backlog=BACKLOG)
         self._listener.setblocking(False)
@@ -65,18 +67,25 @@ class Endpoint:
             return
         accepted.setblocking(False)
         channels.prepare(accepted)
-        self._connections.add(_Connection(self._exchange, accepted, self._observe, self._connections.discard))
+        closed = self._connections.discard
+        self._connections.add(_Connection(self._exchange, accepted, self._observe, self._writes, closed))
 
 
 class _Connection:
     """One worker's connection, and the call on it."""
 
     def __init__(
-        self, exchange: Exchange, connected: socket.socket, observe: Observe, closed: "Callable[[_Connection], None]"
+        self,
+        exchange: Exchange,
+        connected: socket.socket,
+        observe: Observe,
+        writes: Writes,
+        closed: "Callable[[_Connection], None]",
     ) -> None:
         self._exchange = exchange
         self._socket = connected
         self._observe = observe
+        self._writes = writes
         self._closed = closed
         self._loop = asyncio.get_running_loop()
         self._call = ServerCall(_room, channels.MAX_MESSAGE_BYTES)
@@ -133,6 +142,7 @@ class _Connection:
         if num_bytes == 0:
             self.close("the worker closed the connection")
             return
+        self._writes.begin()
         try:
             for event in self._call.received(num_bytes):
                 self._happened(event)
@@ -142,7 +152,9 @@ class _Connection:
         except Exception as error:
             log.exception("a defect of the exchange")
             self.end(StatusCode.UNKNOWN, f"a defect: {error!r}")
-        self._flush_soon()
+        if self._call.outgoing.buffers:  # answers of the connection itself
+            self._flush_soon()
+        self._writes.end()
 
     def _happened(self, event: Opened | HalfClosed | Ended | memoryview) -> None:
         if isinstance(event, memoryview):
@@ -163,12 +175,12 @@ class _Connection:
     # To the socket.
 
     def _flush_soon(self) -> None:
-        """Write at the end of what is being done: then all of it goes at once."""
         if not (self._flushing or self._waits_for_room or self._is_closed):
             self._flushing = True
-            self._loop.call_soon(self._flush)
+            self._writes.add(self)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write what the worker takes now, and the rest when it does."""
         self._flushing = False
         if self._is_closed:
             return
@@ -178,7 +190,7 @@ class _Connection:
         except BlockingIOError:
             if not self._waits_for_room:
                 self._waits_for_room = True
-                self._loop.add_writer(self._socket, self._flush)
+                self._loop.add_writer(self._socket, self.flush)
             return
         except OSError as error:
             self.close(str(error))
