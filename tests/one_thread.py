@@ -8,7 +8,7 @@ from collections import deque
 
 from lockstep_proto import codec
 from lockstep_proto.codec import NodeChunk, ParameterChunk
-from lockstep_server.effects import Dismiss, Ended, EpochDone, Forget, Send, StepDone
+from lockstep_server.effects import Dismiss, Ended, EpochDone, Forget, Listen, Send, StepDone
 from lockstep_server.forking import version_0
 from lockstep_server.initial import initial_parameters
 from lockstep_server.training import Training
@@ -49,7 +49,20 @@ class Peer:
 class OneThreadCluster:
     """Runs one job to its end. `at_step` maps a version to what is to happen when it is reached."""
 
-    def __init__(self, spec, x, y, *, validation=None, weight=None, seed=0, start=None, attempt=1, at_step=None):
+    def __init__(
+        self,
+        spec,
+        x,
+        y,
+        *,
+        validation=None,
+        weight=None,
+        seed=0,
+        start=None,
+        attempt=1,
+        at_step=None,
+        max_unsummed_bytes=1 << 30,
+    ):
         self.spec = spec
         self.now = 0.0
         self.random = random.Random(seed)
@@ -57,6 +70,7 @@ class OneThreadCluster:
         self.validation_shards = shards_of(spec.shards, *validation) if validation else None
         self.at_step = dict(at_step or {})
         self.peers = {}
+        self.held = set()  # workers that are not listened to
         self.steps, self.epochs, self.outcome = [], [], None
         self.num_bytes_down = 0
         self.training = Training(
@@ -67,11 +81,13 @@ class OneThreadCluster:
             start=start or version_0(initial_parameters(spec)),
             lease_s=2.0,
             checkpoint_s=1e9,
+            max_unsummed_bytes=max_unsummed_bytes,
             now=self.now,
         )
 
     def join(self, worker_id, num_cpus=1):
         self.peers[worker_id] = Peer(self, worker_id, num_cpus)
+        self.held.discard(worker_id)
         self.carry(self.training.worker_joined(worker_id, num_cpus, self.now))
 
     def lose(self, worker_id):
@@ -89,7 +105,8 @@ class OneThreadCluster:
 
     def turn(self):
         """Deliver one message of one stream, chosen at random."""
-        streams = [p.to_worker for p in self.peers.values()] + [p.to_server for p in self.peers.values()]
+        heard = [peer for peer in self.peers.values() if peer.worker_id not in self.held]
+        streams = [p.to_worker for p in self.peers.values()] + [p.to_server for p in heard]
         waiting = [stream for stream in streams if stream]
         assert waiting, f"nothing is under way: {self.training.phase}"
         stream = self.random.choice(waiting)
@@ -118,6 +135,8 @@ class OneThreadCluster:
                             self.num_bytes_down += len(effect.message)
                 case Forget(worker_id):
                     self.peers[worker_id].to_worker.clear()
+                case Listen(worker_id, listens):
+                    (self.held.discard if listens else self.held.add)(worker_id)
                 case Dismiss(worker_id):
                     self.peers.pop(worker_id, None)
                 case StepDone(record):

@@ -73,13 +73,14 @@ class Listener:
 class Host:
     """A server with one run, on an event loop in a thread of its own."""
 
-    def __init__(self, settings=SETTINGS, numerics=None, **changes):
+    def __init__(self, settings=SETTINGS, numerics=None, max_unsummed_bytes=1 << 30, **changes):
         self.spec = spec_of(settings)
         for name, value in changes.items():
             setattr(self.spec.workers, name, value)
         self.listener = Listener()
         self.calls = []
         self.numerics = numerics
+        self.max_unsummed_bytes = max_unsummed_bytes
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever)
         self.thread.start()
@@ -98,6 +99,7 @@ class Host:
             listener=self.listener,
             lease_s=2.0,
             checkpoint_s=1e9,
+            max_unsummed_bytes=self.max_unsummed_bytes,
             numerics=self.numerics,
             metrics=Metrics(),
         )
@@ -158,6 +160,17 @@ def test_bfloat16_travels_there_and_back():
         for name, num_cpus in (("a", 1), ("b", 2)):
             host.worker(name, num_cpus)
         assert host.digest == plain_loop.train(settings, X, Y).digest(settings)
+
+
+def test_workers_that_are_ahead_wait_where_little_room_is_given(expected, monkeypatch):
+    told = []
+    listen = endpoint._Connection.listen
+    monkeypatch.setattr(endpoint._Connection, "listen", lambda *args: (told.append(args[1]), listen(*args)))
+    with Host(max_unsummed_bytes=1, min=3) as host:
+        for name in "abc":
+            host.worker(name)
+        assert host.digest == expected
+    assert False in told
 
 
 def test_a_worker_leaves_in_the_middle_and_another_comes(expected):

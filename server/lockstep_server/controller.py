@@ -114,6 +114,7 @@ class Controller:
                 JobRun,
                 lease_s=settings.lease_s,
                 checkpoint_s=settings.checkpoint_s,
+                max_unsummed_bytes=settings.max_unsummed_bytes,
                 metrics=self._metrics,
                 clock=self._monotonic,
             ),

@@ -24,6 +24,7 @@ class WorkerView:
     begun_s: float = 0.0  # when it was given the first of them
     moved_s: float = 0.0  # when the last chunk arrived, or it was given shards
     late_s: float = math.inf  # when it will be late with them
+    held_s: float | None = None  # since when it is not listened to, if so
     took_s: float | None = None  # seconds it took for its first shards of this round
     paces: dict[bool, Pace] = field(default_factory=lambda: {False: Pace(), True: Pace()})  # True: of evaluations
 
@@ -36,6 +37,24 @@ class WorkerView:
     def num_turns(self) -> int:
         """Turns that its shards of this round take."""
         return turns(sum(hi - lo for lo, hi in self.ranges), self.num_cpus)
+
+    @property
+    def held(self) -> bool:
+        """Whether it is not listened to now: then its silence says nothing."""
+        return self.held_s is not None
+
+    def release(self, now: float) -> None:
+        """Be listened to again. The time in which it was not does not count."""
+        if self.held_s is not None:
+            held_for_s, self.held_s = now - self.held_s, None
+            self.heard_s += held_for_s
+            self.begun_s += held_for_s
+            self.moved_s += held_for_s
+            self.late_s += held_for_s
+
+    def is_late(self, now: float) -> bool:
+        """Whether it is late with its shards."""
+        return bool(self.num_due) and self.late_s <= now and not self.held
 
     def nodes(self, num_shards: int) -> list[Node]:
         """Return the nodes that it sends for its shards."""
@@ -68,7 +87,8 @@ class Crew(dict[str, WorkerView]):
             for worker in self.values():
                 worker.heard_s += stood_still
                 worker.moved_s += stood_still
-        return [worker.worker_id for worker in self.values() if now - worker.heard_s > self.lease_s]
+        heard = [worker for worker in self.values() if not worker.held]
+        return [worker.worker_id for worker in heard if now - worker.heard_s > self.lease_s]
 
     @property
     def synced(self) -> list[str]:

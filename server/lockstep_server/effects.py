@@ -24,6 +24,14 @@ class Forget:
 
 
 @dataclass(frozen=True, slots=True)
+class Listen:
+    """Take in what a worker sends, or leave it where it is for now."""
+
+    worker_id: str
+    listens: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Dismiss:
     """Say goodbye to a worker and close its stream."""
 
@@ -68,4 +76,4 @@ class Ended:
     outcome: Outcome
 
 
-Effect = Send | Forget | Dismiss | Notice | StepDone | EpochDone | Keep | Ended
+Effect = Send | Forget | Listen | Dismiss | Notice | StepDone | EpochDone | Keep | Ended

@@ -92,6 +92,7 @@ class _Connection:
         self._conversation: Conversation | None = None
         self._opened_s = 0.0
         self._flushing = self._waits_for_room = self._is_closed = False
+        self._listens = True
         self._loop.add_reader(connected, self._read)
         self._loop.call_later(IDLE_S, self._close_if_idle)
         self._flush_soon()
@@ -102,8 +103,18 @@ class _Connection:
         """Take note that there is something in the outbox."""
         self._flush_soon()
 
+    def listen(self, listens: bool) -> None:
+        """Take in what the worker sends, or leave it to the network: it then sends no more than that holds."""
+        if not self._is_closed and listens is not self._listens:
+            self._listens = listens
+            if listens:
+                self._loop.add_reader(self._socket, self._read)
+            else:
+                self._loop.remove_reader(self._socket)
+
     def end(self, code: StatusCode, reason: str) -> None:
         """End the call at once."""
+        self.listen(True)
         conversation, self._conversation = self._conversation, None
         if conversation is not None:
             conversation.ended()

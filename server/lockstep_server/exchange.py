@@ -18,6 +18,9 @@ class Call(Protocol):
     def filled(self) -> None:
         """Take note that there is something in the outbox."""
 
+    def listen(self, listens: bool) -> None:
+        """Take in what the worker sends, which is so at first, or leave it to the network."""
+
     def end(self, code: StatusCode, reason: str) -> None:
         """End at once."""
 
@@ -37,7 +40,7 @@ class Conversation:
     """One worker's messages, from its hello on."""
 
     def __init__(self, find_run: Callable[[str], JobRun | None], call: Call) -> None:
-        self.outbox = Outbox(call.filled)
+        self.outbox = Outbox(call.filled, call.listen)
         self._find_run = find_run
         self._call = call
         self._run: JobRun | None = None

@@ -88,14 +88,14 @@ class Handout:
 
     def late(self, now: float) -> list[WorkerView]:
         """Return the workers that are late with what they have."""
-        late = [worker for worker in self._crew.values() if worker.num_due and worker.late_s <= now]
+        late = [worker for worker in self._crew.values() if worker.is_late(now)]
         self.look_s = min((worker.late_s for worker in self._crew.values() if worker.late_s > now), default=math.inf)
         return late
 
     def speculate(self, current: Round, now: float) -> list[Gift]:
         """Give the shards of workers that are late to idle ones, too: the first copy counts."""
         late = self.late(now)
-        timely = [worker for worker in self._crew.values() if worker.num_due and worker.late_s > now]
+        timely = [worker for worker in self._crew.values() if worker.num_due and not worker.is_late(now)]
         idle = [worker for worker in self._crew.values() if not worker.num_due and not worker.pace.slow]
         if not late or not idle:
             return []
@@ -109,7 +109,8 @@ class Handout:
         def limit_s(worker: WorkerView) -> float:
             return max(self._stuck_s, STUCK * LATE * (self._usual_s or 0.0) * worker.num_turns)
 
-        silent = [worker for worker in self._crew.values() if now - worker.moved_s > limit_s(worker)]
+        heard = [worker for worker in self._crew.values() if not worker.held]
+        silent = [worker for worker in heard if now - worker.moved_s > limit_s(worker)]
         return [worker.worker_id for worker in silent if current.missing(worker.ranges)]
 
     def closed(self, current: Round, now: float) -> list[WorkerView]:

@@ -1,4 +1,4 @@
-"""What waits to be sent to one worker."""
+"""The server's end of what it says to one worker, and whether it listens to it."""
 
 from collections import deque
 from collections.abc import Callable
@@ -7,9 +7,13 @@ MAX_VERSIONS = 2  # a worker further behind drops its work and gets the newest v
 
 
 class Outbox:
-    """A queue of encoded messages, each with the version it belongs to, or None. `filled` tells who empties it."""
+    """A queue of encoded messages, each with the version it belongs to, or None.
 
-    def __init__(self, filled: Callable[[], None]) -> None:
+    `filled` tells who empties it; `listen` has what the worker sends taken in, or left where it is.
+    """
+
+    def __init__(self, filled: Callable[[], None], listen: Callable[[bool], None] = lambda _: None) -> None:
+        self.listen = listen
         self._messages: deque[tuple[int | None, bytes]] = deque()
         self._filled = filled
         self._closing = False

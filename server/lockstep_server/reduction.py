@@ -49,6 +49,7 @@ class Reduction:
         self.root: Node = (0, num_shards)
         self._chunks = [ChunkSum() for _ in range(num_chunks)]
         self._open = num_chunks
+        self.num_waiting_bytes = 0  # of values that wait for their siblings
         self._packed = packed
         self._spare: list[Array] = []
 
@@ -84,10 +85,12 @@ class Reduction:
             other = values.pop(sibling, None)
             if other is None:
                 break
+            self.num_waiting_bytes -= other.gradient.nbytes
             value = self._add(value, other) if node[0] == parent[0] else self._add(other, value)
             node = parent
         values[node] = value
         if node != self.root:
+            self.num_waiting_bytes += value.gradient.nbytes
             return None
         self._open -= 1
         return value
@@ -113,6 +116,7 @@ class Reduction:
         for chunk in self._chunks:
             chunk.values.clear()
         self._open = len(self._chunks)
+        self.num_waiting_bytes = 0
 
     def _add(self, left: Value, right: Value) -> Value:
         if left.owned:
@@ -142,6 +146,7 @@ class Reduction:
     def _forget_below(self, values: dict[Node, Value], node: Node) -> None:
         for below in [other for other in values if node[0] <= other[0] and other[1] <= node[1]]:
             value = values.pop(below)
+            self.num_waiting_bytes -= value.gradient.nbytes
             if value.owned:
                 self._spare.append(value.gradient)
 

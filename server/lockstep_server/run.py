@@ -14,7 +14,7 @@ from lockstep_proto import codec, failpoints, numerics
 from lockstep_proto.v1 import job_pb2, numerics_pb2, service_pb2, training_pb2
 from lockstep_server.checkpoints import Checkpoint
 from lockstep_server.crew import TICKS_PER_LEASE
-from lockstep_server.effects import Dismiss, Effect, Ended, EpochDone, Forget, Keep, Notice, Send, StepDone
+from lockstep_server.effects import Dismiss, Effect, Ended, EpochDone, Forget, Keep, Listen, Notice, Send, StepDone
 from lockstep_server.measures import Measures
 from lockstep_server.metrics import Metrics
 from lockstep_server.outbox import Outbox
@@ -41,6 +41,7 @@ class JobRun:
         listener: RunListener,
         lease_s: float,
         checkpoint_s: float,
+        max_unsummed_bytes: int,
         expelled: Collection[str] = (),
         numerics: numerics_pb2.NumericsFingerprint | None,
         metrics: Metrics,
@@ -57,6 +58,7 @@ class JobRun:
             start=start,
             lease_s=lease_s,
             checkpoint_s=checkpoint_s,
+            max_unsummed_bytes=max_unsummed_bytes,
             now=clock(),
         )
         self._clock = clock
@@ -283,8 +285,11 @@ class JobRun:
                     self._listener.event(severity, message)
                 case Forget(worker_id):
                     self._outboxes[worker_id].clear()
+                case Listen(worker_id, listens):
+                    self._outboxes[worker_id].listen(listens)
                 case Dismiss(worker_id, reason, refused):
                     if worker_id in self._outboxes:
+                        self._outboxes[worker_id].listen(True)
                         self._outboxes[worker_id].close(_goodbye(reason, refused=refused))
                     self.expelled.add(worker_id)
                     self._listener.gave_up(worker_id)
@@ -294,6 +299,7 @@ class JobRun:
                     rewinds = outcome.state == service_pb2.JOB_STATE_RUNNING
                     goodbye = None if rewinds else _goodbye("the job has ended", refused=False)
                     for outbox in self._outboxes.values():  # those of workers that were given up, too
+                        outbox.listen(True)
                         outbox.close(goodbye)
                     self.measures.count(self.training)
                     self._listener.ended(outcome)

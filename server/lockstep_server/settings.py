@@ -26,6 +26,7 @@ class Settings:
     keep_finished_s: float = 30 * DAY_S  # after it, ended jobs are deleted
     keep_uploads_s: float = 7 * DAY_S  # after it, uploads that no job needs are deleted
     max_upload_bytes: int = 64 << 30  # one file
+    max_unsummed_bytes: int = 1 << 30  # of a job's step: workers that are ahead of others wait when so much has come
     exit_with_parent: bool = False  # whether the end of stdin ends the server
 
     def __post_init__(self) -> None:
@@ -35,7 +36,14 @@ class Settings:
             )
         for field, largest in (("port", 65_534), ("http_port", 65_535)):
             _check(field, getattr(self, field), 0 <= getattr(self, field) <= largest, f"from 0 to {largest}")
-        for field in ("lease_s", "checkpoint_s", "keep_finished_s", "keep_uploads_s", "max_upload_bytes"):
+        for field in (
+            "lease_s",
+            "checkpoint_s",
+            "keep_finished_s",
+            "keep_uploads_s",
+            "max_upload_bytes",
+            "max_unsummed_bytes",
+        ):
             _check(field, getattr(self, field), getattr(self, field) > 0, "more than 0")
         _check("keep_checkpoints", self.keep_checkpoints, self.keep_checkpoints >= 1, "at least 1")
 
@@ -78,6 +86,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--keep-finished-days", type=float, default=default.keep_finished_s / DAY_S, help="ended jobs are kept for")
     add("--keep-uploads-days", type=float, default=default.keep_uploads_s / DAY_S, help="unused uploads are kept for")
     add("--max-upload-bytes", type=int, default=default.max_upload_bytes, help="largest upload")
+    add(
+        "--max-unsummed-bytes",
+        type=int,
+        default=default.max_unsummed_bytes,
+        help="workers that are ahead wait when so much of a step cannot be summed yet (default: %(default)s)",
+    )
     add("--exit-with-parent", action="store_true", help="end when stdin ends")
     return parser
 

@@ -24,6 +24,7 @@ from lockstep_server.crew import Crew, WorkerView
 from lockstep_server.dispatch import Dispatch
 from lockstep_server.effects import Dismiss, Effect, Ended, EpochDone, Forget, Keep, Notice, Send, StepDone
 from lockstep_server.handout import Gift, Handout
+from lockstep_server.holding import Holding
 from lockstep_server.keeping import Keeping
 from lockstep_server.parameters import Parameters
 from lockstep_server.progress import Plan, Progress, describe_stop, stop_reason
@@ -57,6 +58,7 @@ class Training:
         start: Checkpoint,
         lease_s: float,
         checkpoint_s: float,
+        max_unsummed_bytes: int,
         now: float,
     ) -> None:
         self.spec = spec
@@ -74,6 +76,7 @@ class Training:
         self.keeping = Keeping(spec.checkpoints, checkpoint_s, start.version, now)
         self._best: Parameters | Array | None = start.best  # with the lowest validation loss so far
         self.workers = Crew(lease_s, now)
+        self._holding = Holding(self.workers, max_unsummed_bytes)
         self.handout = Handout(self.workers, spec.shards, STUCK_S)
         self.arbiter = Arbiter(spec, self.workers, self.handout)
         self._dispatch = Dispatch(attempt, self.update, self.progress)
@@ -202,7 +205,8 @@ class Training:
             current.computed(worker_id, chunk.compute_s)
             if root is not None:
                 effects = self._root(current, chunk, root, now)
-        return effects + self._arrived(current, worker, now)
+        effects += self._arrived(current, worker, now)
+        return effects + self._hold(now)
 
     def finding_received(self, worker_id: str, finding: training_pb2.Finding, now: float) -> list[Effect]:
         """Take in what an examination of some shards has found."""
@@ -233,6 +237,7 @@ class Training:
         if self._round is not None:
             effects += self._speculate(self._round, now)
             effects += self._decide(self._round, now)
+        effects += self._hold(now)
         if self._halt is not None and now - self._halt[1] > HALT_S:
             effects += self.abandon(self._halt[0])
         wait_s = self.spec.workers.wait_s
@@ -346,6 +351,10 @@ class Training:
         if current.whole:
             return self._ask(current, now)
         return self._speculate(current, now) if idle else []
+
+    def _hold(self, now: float) -> list[Effect]:
+        """Stop listening to workers that are far ahead, and begin again."""
+        return self._holding.look(0 if self._round is None else self._round.reduction.num_waiting_bytes, now)
 
     def _close(self, current: Round, now: float) -> list[Effect]:
         assert current.sums is not None

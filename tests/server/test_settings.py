@@ -16,6 +16,7 @@ def test_the_defaults_of_the_command_line_are_those_of_the_settings() -> None:
 def test_every_argument_reaches_its_setting() -> None:
     arguments = "--state-dir s --host 0.0.0.0 --allow-remote --port 0 --http-port 1 --lease-s 3 --checkpoint-s 4"
     arguments += " --keep-checkpoints 5 --keep-finished-days 6 --keep-uploads-days 0.5 --max-upload-bytes 8"
+    arguments += " --max-unsummed-bytes 9"
     assert read_arguments([*arguments.split(), "--exit-with-parent"]) == Settings(
         state_dir=Path("s"),
         host="0.0.0.0",
@@ -28,6 +29,7 @@ def test_every_argument_reaches_its_setting() -> None:
         keep_finished_s=6 * DAY_S,
         keep_uploads_s=DAY_S / 2,
         max_upload_bytes=8,
+        max_unsummed_bytes=9,
         exit_with_parent=True,
     )
 
@@ -50,6 +52,7 @@ def test_binding_wider_needs_the_switch(host: str) -> None:
         ({"port": 70_000}, "port must be from 0 to 65534, got 70000"),
         ({"http_port": -1}, "http_port must be from 0 to 65535, got -1"),
         ({"lease_s": 0.0}, "lease_s must be more than 0, got 0.0"),
+        ({"max_unsummed_bytes": 0}, "max_unsummed_bytes must be more than 0, got 0"),
         ({"keep_checkpoints": 0}, "keep_checkpoints must be at least 1, got 0"),
     ],
 )

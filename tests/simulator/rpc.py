@@ -77,7 +77,7 @@ def exchange(served: Exchange) -> Callable[[Stream], Any]:
         call = _Call()
         conversation = served.open(call)
         writing = asyncio.ensure_future(_write(conversation, call, context))
-        reading = asyncio.ensure_future(_read(conversation, stream))
+        reading = asyncio.ensure_future(_read(conversation, call, stream))
         try:
             await asyncio.wait((writing, reading), return_when=asyncio.FIRST_COMPLETED)
             if call.failure is not None:
@@ -96,9 +96,14 @@ class _Call:
     def __init__(self) -> None:
         self.changed = asyncio.Event()
         self.failure: Failure | None = None
+        self.listens = asyncio.Event()
+        self.listens.set()
 
     def filled(self) -> None:
         self.changed.set()
+
+    def listen(self, listens: bool) -> None:
+        (self.listens.set if listens else self.listens.clear)()
 
     def end(self, code: grpc.StatusCode, reason: str) -> None:
         self.failure = Failure(code, reason)
@@ -117,8 +122,9 @@ async def _write(conversation: Conversation, call: _Call, context: Context) -> N
             await call.changed.wait()
 
 
-async def _read(conversation: Conversation, stream: Stream) -> None:
+async def _read(conversation: Conversation, call: _Call, stream: Stream) -> None:
     async for message in requests(stream, bytes):
+        await call.listens.wait()
         conversation.received(message)
 
 

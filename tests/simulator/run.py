@@ -42,6 +42,7 @@ class Plan:
     fork: bool  # whether a second job starts from the first
     lease_s: float
     checkpoint_s: float
+    max_unsummed_bytes: int
     faults: tuple[Fault, ...]
 
     def with_faults(self, chosen: Sequence[Fault]) -> "Plan":
@@ -85,6 +86,7 @@ def plan(seed: int) -> Plan:
         fork=draws.random() < 0.25,
         lease_s=draws.choice((0.5, 2.0, 2.0)),
         checkpoint_s=draws.choice((0.5, 2.0, 30.0)),
+        max_unsummed_bytes=draws.choice((1, 1 << 30)),
         faults=faults.draw(str(seed), faults.kinds(audited=options["audit"] == 1.0)),
     )
 
@@ -141,7 +143,12 @@ class Simulation:
     def _play(self) -> list[str]:
         what = self.plan
         self.server = ServerHost(
-            self.loop, self.network, self.disk, lease_s=what.lease_s, checkpoint_s=what.checkpoint_s
+            self.loop,
+            self.network,
+            self.disk,
+            lease_s=what.lease_s,
+            checkpoint_s=what.checkpoint_s,
+            max_unsummed_bytes=what.max_unsummed_bytes,
         )
         self.fleet = FleetHost(
             self.loop,

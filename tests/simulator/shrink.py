@@ -46,7 +46,8 @@ def describe(report: Report) -> str:
     jobs = f"job {plan.case.name}" + (" and one that starts from it" if plan.fork else "")
     head = (
         f"seed {plan.seed}: {jobs}, {plan.options}, room for {plan.worker_slots} workers, "
-        f"lease {plan.lease_s:g} s, a checkpoint every {plan.checkpoint_s:g} s"
+        f"lease {plan.lease_s:g} s, a checkpoint every {plan.checkpoint_s:g} s, "
+        f"{plan.max_unsummed_bytes} bytes may wait to be summed"
     )
     broke = [f"{'BROKE':>11}  {problem}" for problem in report.problems or report.void]
     return "\n".join([head, *report.story, *broke])
