@@ -76,7 +76,7 @@ POINTS: dict[str, str] = {
     "worker.chunk": "a chunk of the parameters is about to be taken in",
     "worker.work": "shards are about to be computed",
     "worker.shard": "one shard is about to be computed",
-    "worker.layer": "a layer's gradient is there, nothing of it is sent",
+    "worker.layer": "a band of a gradient is there, nothing of it is sent",
     "worker.send": "a chunk is about to be queued for sending",
     "worker.sent": "all chunks of a piece of work are queued",
     "worker.heartbeat": "a heartbeat is about to be queued",

@@ -8,6 +8,7 @@ import pytest
 from lockstep_proto.spec import read_spec
 from lockstep_worker import backprop
 from lockstep_worker.backprop import Backprop, Batch
+from lockstep_worker.bands import Bands
 from lockstep_worker.losses import Loss
 from lockstep_worker.metric import metric_from_spec
 from lockstep_worker.network import Network
@@ -108,7 +109,7 @@ def test_the_fused_rule_equals_the_general_one(output, loss, depth):
 
     case = Case(spec_of(output, loss, depth))
     fused, sums, _ = case.gradient()
-    case.backprop = Backprop(case.network, Loss(general), metric_from_spec(case.spec))
+    case.backprop = Backprop(case.network, Loss(general), metric_from_spec(case.spec), Bands(case.network.layout))
     by_rule, general_sums, _ = case.gradient()
     np.testing.assert_allclose(fused, by_rule, rtol=1e-9, atol=1e-12)
     assert sums.loss == pytest.approx(general_sums.loss)

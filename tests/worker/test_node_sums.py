@@ -11,6 +11,7 @@ from lockstep_worker.node_sums import NodeSums
 
 LAYOUT = Layout((3, 4, 5, 2), np.dtype(np.float32))
 CHUNKING = Chunking(LAYOUT.num_parameters, 7)
+BANDS = LAYOUT.layer_slices
 
 
 def value(shard):
@@ -41,7 +42,7 @@ def compute(sums, shard):
     gradient = sums.buffer()
     gradient.flat[...] = value(shard)
     for layer in (2, 1, 0):
-        sums.layer_done((shard, shard + 1), layer, gradient, Sums(1.0, float(shard), 0.0))
+        sums.band_done((shard, shard + 1), layer, gradient, Sums(1.0, float(shard), 0.0))
 
 
 def check(emitted, ranges, num_shards):
@@ -59,7 +60,7 @@ def test_top_nodes_come_out_whole_in_any_order_of_shards(num_shards, data):
     lo = data.draw(st.integers(0, num_shards - 1))
     hi = data.draw(st.integers(lo + 1, num_shards))
     shards = data.draw(st.permutations(range(lo, hi)))
-    sums, emitted = NodeSums(LAYOUT, CHUNKING, num_shards), Emitted()
+    sums, emitted = NodeSums(LAYOUT, BANDS, CHUNKING, num_shards), Emitted()
     sums.begin([(lo, hi)], emitted)
     for shard in shards:
         compute(sums, shard)
@@ -68,7 +69,7 @@ def test_top_nodes_come_out_whole_in_any_order_of_shards(num_shards, data):
 
 def test_threads_side_by_side():
     for _ in range(20):
-        sums, emitted = NodeSums(LAYOUT, CHUNKING, 8), Emitted()
+        sums, emitted = NodeSums(LAYOUT, BANDS, CHUNKING, 8), Emitted()
         sums.begin([(0, 8)], emitted)
         threads = [threading.Thread(target=compute, args=(sums, shard)) for shard in range(8)]
         for thread in threads:
@@ -79,7 +80,7 @@ def test_threads_side_by_side():
 
 
 def test_chunks_go_out_from_the_end_as_soon_as_their_layers_are_done():
-    sums, emitted = NodeSums(LAYOUT, CHUNKING, 2), Emitted()
+    sums, emitted = NodeSums(LAYOUT, BANDS, CHUNKING, 2), Emitted()
     sums.begin([(0, 2)], emitted)
     compute(sums, 0)
     gradient = sums.buffer()
@@ -87,14 +88,14 @@ def test_chunks_go_out_from_the_end_as_soon_as_their_layers_are_done():
     assert emitted.order == []
     done = []
     for layer in (2, 1, 0):
-        sums.layer_done((1, 2), layer, gradient, Sums(1.0, 1.0, 0.0))
+        sums.band_done((1, 2), layer, gradient, Sums(1.0, 1.0, 0.0))
         done.append(len(emitted.order))
     assert 0 < done[0] < done[1] < done[2] == CHUNKING.num_chunks
     assert [index for _, index in emitted.order] == list(reversed(range(CHUNKING.num_chunks)))
 
 
 def test_buffers_are_used_again():
-    sums = NodeSums(LAYOUT, CHUNKING, 8)
+    sums = NodeSums(LAYOUT, BANDS, CHUNKING, 8)
     used = set()
     for _ in range(3):
         sums.begin([(0, 8)], Emitted())
@@ -103,5 +104,5 @@ def test_buffers_are_used_again():
             used.add(id(gradient.flat))
             gradient.flat[...] = value(shard)
             for layer in (2, 1, 0):
-                sums.layer_done((shard, shard + 1), layer, gradient, Sums(1.0, 0.0, 0.0))
+                sums.band_done((shard, shard + 1), layer, gradient, Sums(1.0, 0.0, 0.0))
     assert len(used) <= 4, "log2(V) + 1"

@@ -64,6 +64,9 @@ differs, shards of that shape go one by one. The comparison is of random numbers
 proof from the source of BLAS; shards whose rows in the step are no multiple of 16, where a difference could hide in an
 edge, are never stacked. Dropout, ΔW^l, Δb^l and the sums stay apart for each shard.
 
+Bands. matmul(z.T, δ^l) may be computed as several products of some columns of z each, where the same kind of comparison
+(lockstep_worker.bands) has found no difference.
+
 With wire_dtype = bfloat16, W^l and b^l of a step are the server's rounded to bfloat16, and ΔW^l and Δb^l of a shard,
 when its last block has been added, are rounded, as is every sum of two nodes; an evaluation takes W^l and b^l as they
 are (lockstep_proto.bfloat16).
@@ -79,6 +82,7 @@ import numpy.typing as npt
 from lockstep_proto import bfloat16, tree
 from lockstep_proto.codec import Sums
 from lockstep_proto.v1 import job_pb2
+from lockstep_worker.bands import Bands
 from lockstep_worker.losses import Loss, loss_from_spec
 from lockstep_worker.metric import Metric, metric_from_spec
 from lockstep_worker.network import BLOCK_ROWS, Network
@@ -111,8 +115,9 @@ class Batch:
 class Backprop:
     """Computes gradients in one thread, in arrays that it keeps."""
 
-    def __init__(self, network: Network, loss: Loss, metric: Metric) -> None:
+    def __init__(self, network: Network, loss: Loss, metric: Metric, bands: Bands) -> None:
         self._network = network
+        self._bands = bands
         self._loss = loss
         self._metric = metric
         self._workspace = Workspace(network, loss.fused)
@@ -120,21 +125,22 @@ class Backprop:
         self._rights: list[Array] = []  # by depth in the tree, each as large as the largest layer
 
     @classmethod
-    def from_spec(cls, spec: job_pb2.JobSpec, network: Network) -> "Backprop":
-        """Return the computation of a job."""
-        return cls(network, loss_from_spec(spec), metric_from_spec(spec))
+    def from_spec(cls, spec: job_pb2.JobSpec, network: Network, bands: Bands | None = None) -> "Backprop":
+        """Return the computation of a job. Without `bands` each layer is one."""
+        return cls(network, loss_from_spec(spec), metric_from_spec(spec), bands or Bands(network.layout))
 
-    def gradient(self, parameters: Views, batch: Batch, out: Views, layer_done: Callable[[int, Sums], None]) -> Sums:
+    def gradient(self, parameters: Views, batch: Batch, out: Views, band_done: Callable[[int, Sums], None]) -> Sums:
         """Compute the sums of ΔW^l and Δb^l over the rows into `out`; return weight, loss and metric.
 
-        As soon as a layer (index 0 is layer 2) is final, last layer first, `layer_done(index, sums)` is called.
+        As soon as a band is final, the last one first, `band_done(its number, sums)` is called.
         """
         layers = range(len(parameters) - 1, -1, -1)
         if batch.num_rows == 0:
-            for i in layers:
-                out[i][0].fill(0)
-                out[i][1].fill(0)
-                layer_done(i, _NO_ROWS)
+            for weights, biases in out:
+                weights.fill(0)
+                biases.fill(0)
+            for band in range(len(self._bands.slices) - 1, -1, -1):
+                band_done(band, _NO_ROWS)
             return _NO_ROWS
         streams = [self._dropout_streams(batch)]
         sums = _NO_ROWS
@@ -145,17 +151,21 @@ class Backprop:
             self._output_error(block, w)
             into = out if lo == 0 else self._scratch_views(out)
             for i in layers:
-                self._backward(block, i, parameters, x, into)
-                if lo > 0:
-                    _add(out[i], into[i])
-                if hi == batch.num_rows:
-                    layer_done(i, sums)
+                z = block.dropped[i - 1] if i > 0 else x
+                for product in self._bands.products(i, hi - lo):
+                    _gradient_rows(z[:, product.rows], block.d[i], _of_rows(into[i], product.rows))
+                    if lo > 0:
+                        _add(_of_rows(out[i], product.rows), _of_rows(into[i], product.rows))
+                    if hi == batch.num_rows:
+                        for band in product.bands:
+                            band_done(band, sums)
+                self._error_before(block, i, parameters)
         return sums
 
     def node(
         self, parameters: Views, batches: Sequence[Batch], out: Views, *, rounds: bool
     ) -> Iterator[tuple[int, Sums]]:
-        """Compute the value of a node into `out`, its shards stacked. Yield each layer as it is final, and the sums.
+        """Compute the value of a node into `out`, its shards stacked. Yield each band as it is final, and the sums.
 
         `batches`, of its shards in order, must have equally many rows, of one block at most. `rounds`: whether values
         are rounded to bfloat16.
@@ -169,36 +179,40 @@ class Backprop:
         self._output_error(block, w)
         for i in range(len(parameters) - 1, -1, -1):
             z = block.dropped[i - 1] if i > 0 else x
-            self._node_layer(z, block.d[i], rows, out[i], rounds)
-            yield i, sums
+            for product in self._bands.products(i, rows):
+                out_rows = _of_rows(out[i], product.rows)
+                self._node_rows(z[:, product.rows], block.d[i], rows, out_rows, rounds)
+                for band in product.bands:
+                    yield band, sums
             self._error_before(block, i, parameters)
 
-    def _node_layer(
-        self, z: Array, d: Array, rows: int, out: tuple[Array, Array], rounds: bool, depth: int = 0
-    ) -> None:
-        """Sum one layer's gradient along the tree: each right child is added while it is in cache."""
+    def _node_rows(self, z: Array, d: Array, rows: int, out: Sequence[Array], rounds: bool, depth: int = 0) -> None:
+        """Sum some rows of a layer's gradient along the tree: each right child is added while it is in cache."""
         num_shards = len(d) // rows
         if num_shards == 1:
-            _layer_gradient(z, d, out)
+            _gradient_rows(z, d, out)
         else:
             middle = tree.split(0, num_shards) * rows
             right = self._right(depth, out)
-            self._node_layer(z[:middle], d[:middle], rows, out, rounds, depth + 1)
-            self._node_layer(z[middle:], d[middle:], rows, right, rounds, depth + 1)
+            self._node_rows(z[:middle], d[:middle], rows, out, rounds, depth + 1)
+            self._node_rows(z[middle:], d[middle:], rows, right, rounds, depth + 1)
             _add(out, right)
         if rounds:
             for array in out:
                 bfloat16.round_in_place(array.reshape(-1))
 
-    def _right(self, depth: int, like: tuple[Array, Array]) -> tuple[Array, Array]:
-        """Return room for a right child of one layer."""
-        while len(self._rights) <= depth:
-            sizes = self._network.layout.layer_slices
-            largest = max(part.stop - part.start for part in sizes)
-            self._rights.append(np.empty(largest, self._network.layout.dtype))
-        weights, biases = like
-        flat = self._rights[depth][: weights.size + biases.size]
-        return flat[: weights.size].reshape(weights.shape), flat[weights.size :]
+    def _right(self, depth: int, like: Sequence[Array]) -> Sequence[Array]:
+        """Return room for a right child."""
+        size = sum(array.size for array in like)
+        if depth == len(self._rights):
+            self._rights.append(np.empty(0, self._network.layout.dtype))
+        if self._rights[depth].size < size:
+            self._rights[depth] = np.empty(size, self._network.layout.dtype)
+        views, lo = [], 0
+        for array in like:
+            views.append(self._rights[depth][lo : lo + array.size].reshape(array.shape))
+            lo += array.size
+        return views
 
     def evaluate(self, parameters: Views, shard: Shard) -> Sums:
         """Return weight, loss and metric of all rows of a shard, without dropout."""
@@ -235,11 +249,6 @@ class Backprop:
             self._network.activations[-1].backward(d, block.m[-1], block.z[-1], block.t[-1])
         if w is not None:
             d *= w.astype(d.dtype)[:, None]
-
-    def _backward(self, block: Block, i: int, parameters: Views, x: Array, into: Views) -> None:
-        """Write layer i's gradient, and δ of the layer before it."""
-        _layer_gradient(block.dropped[i - 1] if i > 0 else x, block.d[i], into[i])
-        self._error_before(block, i, parameters)
 
     def _error_before(self, block: Block, i: int, parameters: Views) -> None:
         """Write δ of the layer before layer i, if there is one."""
@@ -299,14 +308,21 @@ def _one_hot(block: Block | InputRows, labels: Array) -> Array:
     return block.y
 
 
-def _add(total: tuple[Array, Array], more: tuple[Array, Array]) -> None:
+def _of_rows(layer: tuple[Array, Array], rows: slice) -> Sequence[Array]:
+    """Return some rows of W^l or ΔW^l, with b^l or Δb^l if they are the last ones."""
+    weights, biases = layer
+    return (weights[rows], biases) if rows.stop == len(weights) else (weights[rows],)
+
+
+def _add(total: Sequence[Array], more: Sequence[Array]) -> None:
     for a, b in zip(total, more, strict=True):
         np.add(a, b, out=a)
 
 
-def _layer_gradient(z: Array, d: Array, out: tuple[Array, Array]) -> None:
-    np.matmul(z.T, d, out=out[0])  # (n_{l-1}, n_l)
-    np.add.reduce(d, axis=0, out=out[1])  # (n_l,)
+def _gradient_rows(z: Array, d: Array, out: Sequence[Array]) -> None:
+    np.matmul(z.T, d, out=out[0])  # (rows of n_{l-1}, n_l)
+    for biases in out[1:]:
+        np.add.reduce(d, axis=0, out=biases)  # (n_l,)
 
 
 def _stack(block: Block, gathered: Sequence[tuple[Array, Array, Array | None]]) -> tuple[Array, Array, Array | None]:

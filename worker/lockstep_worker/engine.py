@@ -17,6 +17,7 @@ from lockstep_proto.tree import Node
 from lockstep_proto.v1 import job_pb2, training_pb2
 from lockstep_worker import stacking
 from lockstep_worker.backprop import Backprop, Batch
+from lockstep_worker.bands import Bands
 from lockstep_worker.following import Task
 from lockstep_worker.network import Network
 from lockstep_worker.node_sums import Emit, Gradient, NodeSums
@@ -32,7 +33,7 @@ _NOTHING = memoryview(b"")
 class Computation:
     """A task under way.
 
-    Each share is gone through in a thread of its own, by shards, or by the layers of stacked ones; then, `finish`.
+    Each share is gone through in a thread of its own, by shards, or by the bands of stacked ones; then, `finish`.
     """
 
     shares: list[Iterator[None]]
@@ -59,10 +60,11 @@ class Engine:
         self._network = Network.from_spec(spec)
         layout = self._layout = self._network.layout
         self._rows_per_shard = None if spec.batch_size.full else spec.batch_size.rows // spec.shards
-        self._backprops = [Backprop.from_spec(spec, self._network) for _ in range(num_cpus)]
         self._pool = ThreadPoolExecutor(num_cpus - 1) if num_cpus > 1 else None
         chunking = Chunking(layout.num_parameters, chunk_elements)
-        self._node_sums = NodeSums(layout, chunking, spec.shards, rounds=self._rounds)
+        bands = Bands(layout, chunking)
+        self._backprops = [Backprop.from_spec(spec, self._network, bands) for _ in range(num_cpus)]
+        self._node_sums = NodeSums(layout, bands.slices, chunking, spec.shards, rounds=self._rounds)
         self._training: Mapping[int, Shard] = _Lazy(training)
         self._validation: Mapping[int, Shard] = _Lazy(validation)
         self._orders: dict[int, tuple[int, Array]] = {}  # shard -> (epoch, order)
@@ -82,7 +84,7 @@ class Engine:
     def begin(
         self, task: Task, parameters: Array, send: Callable[[bytes], None], superseded: Callable[[], bool]
     ) -> "Computation":
-        """Begin a task. Between shards, or layers of stacked ones, it is left off if superseded: others did it."""
+        """Begin a task. Between shards, or bands of stacked ones, it is left off if superseded: others did it."""
         started = time.perf_counter()
         views = self._layout.views(parameters)
 
@@ -125,10 +127,10 @@ class Engine:
             batches = [self._batch(task, shard) for shard in range(*node)]
             if self._stacks([batch.num_rows for batch in batches]):
                 gradient = self._buffer()
-                for layer, sums in backprop.node(views, batches, gradient.views, rounds=self._rounds):
+                for band, sums in backprop.node(views, batches, gradient.views, rounds=self._rounds):
                     if superseded():
                         return
-                    self._layer_done(node, layer, gradient, sums)
+                    self._band_done(node, band, gradient, sums)
                     yield
                 continue
             for shard, batch in zip(range(*node), batches, strict=True):
@@ -145,18 +147,18 @@ class Engine:
     def _shard_gradient(self, views: Any, shard: int, batch: Batch, backprop: Backprop) -> None:
         gradient = self._buffer()
 
-        def layer_done(layer: int, sums: Sums) -> None:
-            self._layer_done((shard, shard + 1), layer, gradient, sums)
+        def band_done(band: int, sums: Sums) -> None:
+            self._band_done((shard, shard + 1), band, gradient, sums)
 
-        backprop.gradient(views, batch, gradient.views, layer_done)
+        backprop.gradient(views, batch, gradient.views, band_done)
 
     def _buffer(self) -> Gradient:
         failpoints.hit("worker.shard")
         return self._node_sums.buffer()
 
-    def _layer_done(self, node: Node, layer: int, gradient: Gradient, sums: Sums) -> None:
+    def _band_done(self, node: Node, band: int, gradient: Gradient, sums: Sums) -> None:
         failpoints.hit("worker.layer")
-        self._node_sums.layer_done(node, layer, gradient, sums)
+        self._node_sums.band_done(node, band, gradient, sums)
 
     def _evaluate(self, task: Task, views: Any, emit: Emit, shards: Iterator[int]) -> "Computation":
         sums: dict[Node, Sums] = {}
@@ -234,8 +236,8 @@ def _finding(task: Task, found: dict[int, int]) -> bytes:
 
 def _first_not_finite(gradient: Gradient, sums: Sums) -> int | None:
     """Return the layer l whose gradient is the first in the backward pass that is not finite, 0 for the loss alone."""
-    for i in range(len(gradient.layers) - 1, -1, -1):
-        if not np.isfinite(gradient.layers[i]).all():
+    for i in range(len(gradient.views) - 1, -1, -1):
+        if not all(np.isfinite(array).all() for array in gradient.views[i]):
             return i + 2
     return None if np.isfinite(sums.loss) else 0
 

@@ -1,16 +1,17 @@
-"""Sums the gradients of shards to the top nodes of a worker's ranges, layer by layer, under the backward pass.
+"""Sums the gradients of shards to the top nodes of a worker's ranges, part by part, under the backward pass.
 
-Each layer has its own tree: as soon as two siblings have a layer, it is added into the left one's buffer, whichever
-thread comes second. What reaches a top node completes chunks of the flat vector from its end to its beginning, and
-they are handed out at once.
+A part of the flat vector is one or more bands (lockstep_worker.bands), at the last of which a chunk can go out. Each
+part has its own tree: as soon as two siblings have a part, it is added into the left one's buffer, whichever thread
+comes second. What reaches a top node completes chunks from the end of the vector to its beginning, and they are handed
+out at once.
 
-Where values travel as bfloat16 (lockstep_proto.bfloat16), a layer is rounded whenever it is made: when it comes from a
-shard, with all its rows summed in the job's dtype, and after every addition of two layers.
+Where values travel as bfloat16 (lockstep_proto.bfloat16), a part is rounded whenever it is made: when it comes from a
+shard, with all its rows summed in the job's dtype, and after every addition of two parts.
 """
 
 import threading
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,15 +31,18 @@ class Gradient:
     def __init__(self, layout: Layout) -> None:
         self.flat: Array = np.empty(layout.num_parameters, layout.dtype)
         self.views = layout.views(self.flat)
-        self.layers = [self.flat[part] for part in layout.layer_slices]
-        self.layers_in_use = 0
+        self.parts_in_use = 0
 
 
 class NodeSums:
     """The sums of one step. Buffers are kept for the next. `rounds`: whether values are rounded to bfloat16."""
 
-    def __init__(self, layout: Layout, chunking: Chunking, num_shards: int, *, rounds: bool = False) -> None:
+    def __init__(
+        self, layout: Layout, bands: Sequence[slice], chunking: Chunking, num_shards: int, *, rounds: bool = False
+    ) -> None:
         self._layout = layout
+        self._parts = _parts(bands, chunking)
+        self._part_of_band = {part.last_band: i for i, part in enumerate(self._parts)}
         self._chunking = chunking
         self._num_shards = num_shards
         self._rounds = rounds
@@ -49,8 +53,8 @@ class NodeSums:
         """Begin a step on the shards of `ranges`. Threads may call `emit` at the same time."""
         nodes = [node for lo, hi in ranges for node in tree.top_nodes(lo, hi, self._num_shards)]
         self._emit = emit
-        self._tops = {node: _Top(self._layout.num_layers, self._chunking.num_chunks) for node in nodes}
-        self._values: list[dict[Node, tuple[Gradient, Sums]]] = [{} for _ in range(self._layout.num_layers)]
+        self._tops = {node: _Top() for node in nodes}
+        self._values: dict[tuple[int, Node], tuple[Gradient, Sums]] = {}
 
     def buffer(self) -> Gradient:
         """Return a buffer for the value of one node."""
@@ -58,70 +62,82 @@ class NodeSums:
             gradient = self._spare.pop() if self._spare else None
         if gradient is None:
             gradient = Gradient(self._layout)
-        gradient.layers_in_use = self._layout.num_layers
+        gradient.parts_in_use = len(self._parts)
         return gradient
 
-    def layer_done(self, node: Node, layer: int, gradient: Gradient, sums: Sums) -> None:
-        """Take in one layer (counted from 0) of a node's value, whole; rounded already unless the node is a leaf."""
+    def band_done(self, node: Node, band: int, gradient: Gradient, sums: Sums) -> None:
+        """Take in one band of a node's value, after all later ones; rounded already unless the node is a leaf."""
+        number = self._part_of_band.get(band)
+        if number is None:
+            return
+        part = self._parts[number].flat
         if self._rounds and node[1] - node[0] == 1:
-            bfloat16.round_in_place(gradient.layers[layer])
-        values = self._values[layer]
+            bfloat16.round_in_place(gradient.flat[part])
         while node not in self._tops:
             parent = tree.parent(node, self._num_shards)
             is_left = node[0] == parent[0]
             sibling = (node[1], parent[1]) if is_left else (parent[0], node[0])
             with self._lock:
-                other = values.pop(sibling, None)
+                other = self._values.pop((number, sibling), None)
                 if other is None:
-                    values[node] = (gradient, sums)
+                    self._values[number, node] = (gradient, sums)
                     return
             (left, left_sums), (right, right_sums) = ((gradient, sums), other) if is_left else (other, (gradient, sums))
-            np.add(left.layers[layer], right.layers[layer], out=left.layers[layer])
+            total = left.flat[part]
+            np.add(total, right.flat[part], out=total)
             if self._rounds:
-                bfloat16.round_in_place(left.layers[layer])
+                bfloat16.round_in_place(total)
             self._release(right)
             gradient, sums, node = left, left_sums.plus(right_sums), parent
-        self._hand_out(node, layer, gradient, sums)
+        self._hand_out(node, number, gradient, sums)
 
-    def _hand_out(self, node: Node, layer: int, gradient: Gradient, sums: Sums) -> None:
-        top = self._tops[node]
+    def _hand_out(self, node: Node, number: int, gradient: Gradient, sums: Sums) -> None:
+        top, indices = self._tops[node], list[int]()
         with self._lock:
-            top.done[layer] = True
-            while top.whole_from > 0 and top.done[top.whole_from - 1]:
-                top.whole_from -= 1
-            whole_from = self._layout.layer_slices[top.whole_from].start if top.whole_from < len(top.done) else None
-            indices = []
-            while (
-                whole_from is not None
-                and top.chunks_left
-                and self._chunking.range(top.chunks_left - 1)[0] >= whole_from
-            ):
-                top.chunks_left -= 1
-                indices.append(top.chunks_left)
+            top.done.add(number)
+            while top.num_whole in top.done:
+                indices += self._parts[top.num_whole].chunks
+                top.num_whole += 1
         for index in indices:
             lo, hi = self._chunking.range(index)
             self._emit(node, index, sums, gradient.flat[lo:hi])
         with self._lock:
             top.handed_out += len(indices)
-            finished = top.handed_out == self._chunking.num_chunks and not top.finished
-            top.finished = top.finished or finished
-        if finished:
-            for _ in range(gradient.layers_in_use):
-                self._release(gradient)
+            if indices and top.handed_out == self._chunking.num_chunks:
+                self._spare.append(gradient)
 
     def _release(self, gradient: Gradient) -> None:
         with self._lock:
-            gradient.layers_in_use -= 1
-            if gradient.layers_in_use == 0:
+            gradient.parts_in_use -= 1
+            if gradient.parts_in_use == 0:
                 self._spare.append(gradient)
+
+
+class _Part(NamedTuple):
+    """Bands that are summed together, and the chunks that can go out then, if all parts before it have."""
+
+    last_band: int  # to be computed
+    flat: slice
+    chunks: range
+
+
+def _parts(bands: Sequence[slice], chunking: Chunking) -> list[_Part]:
+    """Return the parts, the last one of the vector first: so they are computed."""
+    parts = []
+    stop, chunks_left = chunking.num_parameters, chunking.num_chunks
+    for band in range(len(bands) - 1, -1, -1):
+        start = bands[band].start
+        first = -(-start // chunking.chunk_elements)
+        if first < chunks_left:
+            parts.append(_Part(band, slice(start, stop), range(chunks_left - 1, first - 1, -1)))
+            stop, chunks_left = start, first
+    return parts
 
 
 class _Top:
     """How far one top node has come."""
 
-    def __init__(self, num_layers: int, num_chunks: int) -> None:
-        self.done = [False] * num_layers
-        self.whole_from = num_layers  # layers from here on are whole
-        self.chunks_left = num_chunks  # chunks before this one are not handed out yet
-        self.handed_out = 0
-        self.finished = False
+    def __init__(self) -> None:
+        self.done: set[int] = set()  # parts
+        self.num_whole = 0  # parts that are done and so are all before
+        self.handed_out = 0  # chunks

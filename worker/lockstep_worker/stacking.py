@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 MOST_ROWS = 1_024  # of a stack: what lies beyond it is efficient already
-_ROWS_AT_A_TIME = 16  # of every BLAS kernel, or a divisor of it; other numbers of rows have edges, which stacking moves
+ROWS_AT_A_TIME = 16  # of every BLAS kernel, or a divisor of it; other numbers of rows have edges, which stacking moves
 _DRAWS = (2, 40)  # of numbers for one product, at least and at most; in one of them an order may not show
 _MULTIPLICATIONS = 10**9  # that are worth more than the least
 _LENGTHS = 160  # of a vector; longer ones go through the same loops of numpy's, of 64 elements at most
@@ -27,10 +27,16 @@ _lock = Lock()
 
 def keeps_bits(sizes: tuple[int, ...], dtype: "np.dtype[Any]", num_shards: int, num_rows: int) -> bool:
     """Whether so many shards of `num_rows` rows each have the same bits stacked as apart, in a network of `sizes`."""
-    if num_rows % _ROWS_AT_A_TIME:
+    if num_rows % ROWS_AT_A_TIME:
         return False
     with _lock:  # threads that need the same answer wait for it
         return _keeps_bits(sizes, dtype, num_shards, num_rows)
+
+
+def draws(num_multiplications: int) -> range:
+    """Return the numbers of the comparisons that decide about a product of so many multiplications."""
+    least, most = _DRAWS
+    return range(min(most, max(least, _MULTIPLICATIONS // num_multiplications)))
 
 
 @lru_cache(maxsize=64)
@@ -78,8 +84,7 @@ def _products_agree(n_in: int, n_out: int, back: bool, dtype: "np.dtype[Any]", n
     pattern = random.normal(size=65_537).astype(dtype)
     stacked = np.empty((rows, n_in if back else n_out), dtype)
     apart = np.empty_like(stacked)
-    least, most = _DRAWS
-    for phase in range(min(most, max(least, _MULTIPLICATIONS // (rows * n_in * n_out)))):
+    for phase in draws(rows * n_in * n_out):
         weights = np.resize(np.roll(pattern, phase), (n_in, n_out))
         right = weights.T if back else weights
         right[:, phase % 3 :: 3] = -0.0  # so that the sign of a sum of zeros is compared, too
