@@ -32,14 +32,11 @@ class Arbiter:
 
     def audit(self, current: Round, now: float) -> list[Gift]:
         """Have a second copy of audited nodes computed beside the first, so that the round need not wait for long."""
-        if not self._spec.audit:
+        audits = current.witnesses.audits
+        if audits is None:
             return []
         given = [(worker, node) for worker in self._crew.values() for node in worker.nodes(self._spec.shards)]
-        return [
-            self._second_copy(worker.worker_id, node, current, now)
-            for worker, node in given
-            if current.witnesses.audits(node)
-        ]
+        return [self._second_copy(worker.worker_id, node, current, now) for worker, node in given if audits(node)]
 
     def ask(self, current: Round, now: float) -> list[Gift]:
         """Have disputed nodes computed once more, and audited ones a second time, where nobody does.

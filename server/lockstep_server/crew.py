@@ -20,6 +20,7 @@ class WorkerView:
     synced: bool = False  # has the present version, or it is on its way, and gets every chunk of the next
     master_version: int = -1  # whose parameters it has got as they are, not rounded; holds only while it is synced
     ranges: list[Range] = field(default_factory=list)  # its shards in this round
+    num_turns: int = 0  # that these take
     num_due: int = 0  # chunks of them that have yet to arrive
     begun_s: float = 0.0  # when it was given the first of them
     moved_s: float = 0.0  # when the last chunk arrived, or it was given shards
@@ -33,10 +34,10 @@ class WorkerView:
         """Its pace in steps."""
         return self.paces[False]
 
-    @property
-    def num_turns(self) -> int:
-        """Turns that its shards of this round take."""
-        return turns(sum(hi - lo for lo, hi in self.ranges), self.num_cpus)
+    def take(self, ranges: list[Range]) -> None:
+        """Have these shards, too."""
+        self.ranges = self.ranges + ranges
+        self.num_turns = turns(sum([hi - lo for lo, hi in self.ranges]), self.num_cpus)
 
     @property
     def held(self) -> bool:
@@ -62,7 +63,7 @@ class WorkerView:
 
     def rest(self) -> None:
         """Have no shards."""
-        self.ranges, self.num_due, self.late_s, self.took_s = [], 0, math.inf, None
+        self.ranges, self.num_turns, self.num_due, self.late_s, self.took_s = [], 0, 0, math.inf, None
 
 
 class Crew(dict[str, WorkerView]):

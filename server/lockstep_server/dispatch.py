@@ -1,7 +1,7 @@
 """What workers are sent: work, and the versions it begins from."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
+from functools import lru_cache
 
 from lockstep_proto.v1 import training_pb2
 from lockstep_server.assignment import Range
@@ -12,7 +12,6 @@ from lockstep_server.progress import Progress
 from lockstep_server.rounds import EVALUATE, Kind
 from lockstep_server.update import ParameterUpdate
 
-MAX_MESSAGES = 256  # kept to be sent again with another version; the shares of workers seldom change
 WAIT: Kind = training_pb2.WORK_KIND_WAIT
 
 
@@ -23,11 +22,15 @@ class Dispatch:
         self._attempt = attempt
         self._update = update
         self._progress = progress
-        self._messages: dict[tuple[Any, ...], training_pb2.ServerMessage] = {}
+        self._place = (-1, -1, -1)  # version, epoch and step in it of the last message
+        self._place_part = b""  # says them; it is the same for all workers
 
     def hand_over(self, gifts: Iterable[Gift], kind: Kind) -> list[Send]:
         """Send each worker what it was given."""
-        return [send for gift in gifts for send in self._work(gift, kind)]
+        sends: list[Send] = []
+        for gift in gifts:
+            sends += self._work(gift, kind)
+        return sends
 
     def welcome(self, gift: Gift) -> list[Send]:
         """Send a worker without work what there is, so that it can begin when it is given some."""
@@ -37,7 +40,7 @@ class Dispatch:
         """Send work, with the present version and what there is of the next to a worker that has not got them."""
         worker, update = gift.worker, self._update
         worker_ids, was_synced, worker.synced = [worker.worker_id], worker.synced, True
-        work = Send(worker_ids, update.version, self._message(gift.ranges, kind))
+        work = Send(worker_ids, update.version, self._message(tuple(gift.ranges), kind))
         master = self._master(worker, was_synced) if kind == EVALUATE and update.rounds else []
         if was_synced:
             return [*master, work]
@@ -53,23 +56,21 @@ class Dispatch:
         worker.master_version = version
         return [Send([worker.worker_id], version, message) for message in self._update.parameters.messages]
 
-    def _message(self, ranges: Sequence[Range], kind: Kind) -> bytes:
-        key = (kind, *ranges)
-        message = self._messages.get(key)
-        if message is None:
-            if len(self._messages) >= MAX_MESSAGES:
-                self._messages.clear()
-            message = self._messages[key] = training_pb2.ServerMessage(
-                work=training_pb2.Work(
-                    attempt=self._attempt,
-                    kind=kind,
-                    ranges=[training_pb2.ShardRange(lo=lo, hi=hi) for lo, hi in ranges],
-                )
-            )
-        work = message.work
-        work.version, work.epoch, work.step_in_epoch = (
-            self._update.version,
-            self._progress.epoch,
-            self._progress.step_in_epoch,
-        )
-        return message.SerializeToString()
+    def _message(self, ranges: tuple[Range, ...], kind: Kind) -> bytes:
+        """Return the message of work, in two parts: to protobuf, one after the other is one message with both."""
+        place = self._update.version, self._progress.epoch, self._progress.step_in_epoch
+        if place != self._place:
+            self._place, self._place_part = place, _place_part(*place)
+        return _task_part(self._attempt, kind, ranges) + self._place_part
+
+
+@lru_cache(maxsize=4096)  # the shares of workers seldom change
+def _task_part(attempt: int, kind: Kind, ranges: tuple[Range, ...]) -> bytes:
+    shards = [training_pb2.ShardRange(lo=lo, hi=hi) for lo, hi in ranges]
+    work = training_pb2.Work(attempt=attempt, kind=kind, ranges=shards)
+    return training_pb2.ServerMessage(work=work).SerializeToString()
+
+
+def _place_part(version: int, epoch: int, step_in_epoch: int) -> bytes:
+    work = training_pb2.Work(version=version, epoch=epoch, step_in_epoch=step_in_epoch)
+    return training_pb2.ServerMessage(work=work).SerializeToString()

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lockstep_proto.v1 import service_pb2
 from lockstep_server.records import EpochRecord, KeptVersion, Outcome, StepRecord
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(NamedTuple):
     """Send one message to some workers. `version` is the version it belongs to."""
 
     worker_ids: Sequence[str]

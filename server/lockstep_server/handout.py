@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from lockstep_proto.tree import top_nodes
 from lockstep_server.assignment import Range, assign, count_by_speed, deal, ranges_of
@@ -14,8 +14,7 @@ from lockstep_server.rounds import Round
 STUCK = 10.0  # a worker that delivers nothing for so many times what is late already will never
 
 
-@dataclass(frozen=True)
-class Gift:
+class Gift(NamedTuple):
     """Shards that one worker is to compute, in addition to those it has."""
 
     worker: WorkerView
@@ -31,6 +30,7 @@ class Handout:
         self._stuck_s = stuck_s
         self._usual_s: float | None = None  # of a turn, in this kind of round
         self.look_s = math.inf
+        self._anybody_late = False  # at the last look
         self.num_reassigned = 0
         self.num_speculative = 0
 
@@ -39,14 +39,14 @@ class Handout:
         for worker in self._crew.values():
             worker.rest()
         self._usual_s = usual_turn_s(worker.paces[current.evaluates] for worker in self._crew.values())
-        self.look_s = math.inf
+        self.look_s, self._anybody_late = math.inf, False
         return [self.give(worker, [(lo, hi)], current, now) for worker, (lo, hi) in self._shares(now) if lo < hi]
 
     def give(self, worker: WorkerView, ranges: list[Range], current: Round, now: float) -> Gift:
         """Give shards to a worker."""
         if worker.num_due == 0:
             worker.begun_s = now
-        worker.ranges = worker.ranges + ranges
+        worker.take(ranges)
         worker.moved_s = now
         worker.num_due += current.num_chunks * num_nodes(tuple(ranges), self._num_shards)
         if current.audited:
@@ -88,9 +88,12 @@ class Handout:
 
     def late(self, now: float) -> list[WorkerView]:
         """Return the workers that are late with what they have."""
-        late = [worker for worker in self._crew.values() if worker.is_late(now)]
+        if now < self.look_s and not self._anybody_late:
+            return []
+        late = [worker for worker in self._crew.values() if worker.num_due and worker.late_s <= now]
+        self._anybody_late = bool(late)
         self.look_s = min((worker.late_s for worker in self._crew.values() if worker.late_s > now), default=math.inf)
-        return late
+        return [worker for worker in late if not worker.held]
 
     def speculate(self, current: Round, now: float) -> list[Gift]:
         """Give the shards of workers that are late to idle ones, too: the first copy counts."""

@@ -18,9 +18,10 @@ REMEMBERED = 5  # turns whose median counts
 
 
 class Pace:
-    """The pace of one worker in one kind of round."""
+    """The pace of one worker in one kind of round. `turn_s` is what its turns took lately, in seconds."""
 
     def __init__(self) -> None:
+        self.turn_s: float | None = None  # before the first
         self._turns_s: deque[float] = deque(maxlen=REMEMBERED)
         self._num_changed = 0  # steps running in which it was late, or in time if it counts as slow
         self._changed_s = 0.0  # when the first of them ended
@@ -28,14 +29,9 @@ class Pace:
         self._retry_s = math.inf
         self._wait_s = RETRY_S
 
-    @property
-    def turn_s(self) -> float | None:
-        """Seconds of a turn, lately; None before the first."""
-        return sorted(self._turns_s)[len(self._turns_s) // 2] if self._turns_s else None
-
     def took(self, turn_s: float, now: float, *, late: bool) -> bool:
         """Take in how long a turn took. Return whether the worker's share of the shards changes for it."""
-        self._turns_s.append(turn_s)
+        self._remember(turn_s)
         if late == self.slow:
             self._num_changed = 0
             return self.slow and self._failed_trial(now)
@@ -47,8 +43,13 @@ class Pace:
         self.slow, self._num_changed = late, 0
         self._retry_s, self._wait_s = math.inf, RETRY_S
         if late:
-            self._turns_s = deque([turn_s], maxlen=REMEMBERED)  # how it was before says nothing any more
+            self._turns_s.clear()  # how it was before says nothing any more
+            self._remember(turn_s)
         return True
+
+    def _remember(self, turn_s: float) -> None:
+        self._turns_s.append(turn_s)
+        self.turn_s = sorted(self._turns_s)[len(self._turns_s) // 2]
 
     def _failed_trial(self, now: float) -> bool:
         on_trial = self._retry_s < math.inf
@@ -70,10 +71,10 @@ class Pace:
 
 def usual_turn_s(paces: Iterable[Pace]) -> float | None:
     """Return the seconds that a turn usually takes; None when none has been measured."""
-    known = sorted(turn_s for pace in paces if (turn_s := pace.turn_s) is not None)
+    known = sorted([pace.turn_s for pace in paces if pace.turn_s is not None])
     return known[(len(known) - 1) // 2] if known else None
 
 
 def turns(num_shards: int, num_cpus: int) -> int:
     """Return how many turns a worker needs for its shards."""
-    return math.ceil(num_shards / num_cpus)
+    return -(-num_shards // num_cpus)

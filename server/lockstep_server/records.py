@@ -1,15 +1,14 @@
 """What a training tells of itself: numbers of steps and epochs, how it ended, and who wants to know."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from lockstep_proto.v1 import service_pb2
 from lockstep_server.parameters import Parameters
 from lockstep_server.snapshot import Snapshot
 
 
-@dataclass(frozen=True, slots=True)
-class StepRecord:
+class StepRecord(NamedTuple):
     """One step. Loss and gradient norm are those of the version it started from, with penalties, before clipping.
 
     The seconds of a step are what its workers computed (their mean), what the faster ones waited for the slowest,

@@ -5,8 +5,8 @@ again, is dropped; what is below a node that arrives is forgotten. All of them h
 on which one counts. Where values travel as bfloat16, they are unpacked when they arrive and every sum is rounded.
 """
 
-from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,20 +22,12 @@ class NotANodeError(ValueError):
     """A value was sent for a range of shards that the fixed tree does not have."""
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
+class Value(NamedTuple):
     """The sums and the gradient of a node for one chunk. `gradient` may be written only where `owned`."""
 
     sums: Sums
     gradient: Array
     owned: bool = False
-
-
-@dataclass
-class ChunkSum:
-    """One chunk's part of the tree."""
-
-    values: dict[Node, Value] = field(default_factory=dict)
 
 
 class Reduction:
@@ -47,7 +39,7 @@ class Reduction:
     def __init__(self, num_shards: int, num_chunks: int, *, packed: bool = False) -> None:
         self.num_shards = num_shards
         self.root: Node = (0, num_shards)
-        self._chunks = [ChunkSum() for _ in range(num_chunks)]
+        self._chunks: list[dict[Node, Value]] = [{} for _ in range(num_chunks)]  # what there is of each one's tree
         self._open = num_chunks
         self.num_waiting_bytes = 0  # of values that wait for their siblings
         self._packed = packed
@@ -63,7 +55,6 @@ class Reduction:
         """Whether every chunk has its root."""
         return self._open == 0
 
-    @np.errstate(all="ignore")  # what is not finite is found at the root
     def put(self, node: Node, chunk_index: int, sums: Sums, gradient: Array) -> Value | None:
         """Add the value of a node. Return the root if this completes it.
 
@@ -73,20 +64,18 @@ class Reduction:
         nodes = tree.path(*node, self.num_shards)
         if nodes is None:
             raise NotANodeError(f"[{node[0]}, {node[1]}) is no node of the tree of {self.num_shards} shards")
-        values = self._chunks[chunk_index].values
-        if any(above in values for above in nodes):
+        values = self._chunks[chunk_index]
+        if not values.keys().isdisjoint(nodes):
             raise DuplicateValueError
-        if node != (node[0], node[0] + 1):
+        if node[1] - node[0] > 1:
             self._forget_below(values, node)
         value = self._unpacked(sums, gradient) if self._packed else Value(sums, gradient)
-        for parent in reversed(nodes[:-1]):
-            middle = tree.split(*parent)
-            sibling = (middle, parent[1]) if node[0] == parent[0] else (parent[0], middle)
+        for sibling, is_left, parent in _way_up(*node, self.num_shards):
             other = values.pop(sibling, None)
             if other is None:
                 break
             self.num_waiting_bytes -= other.gradient.nbytes
-            value = self._add(value, other) if node[0] == parent[0] else self._add(other, value)
+            value = self._add(value, other) if is_left else self._add(other, value)
             node = parent
         values[node] = value
         if node != self.root:
@@ -100,7 +89,7 @@ class Reduction:
         lacking = [False] * (hi - lo)
         for chunk in self._chunks:
             have = [False] * (hi - lo)
-            for a, b in chunk.values:
+            for a, b in chunk:
                 for shard in range(max(a, lo), min(b, hi)):
                     have[shard - lo] = True
             lacking = [lacks or not has for lacks, has in zip(lacking, have, strict=True)]
@@ -114,10 +103,11 @@ class Reduction:
     def reset(self) -> None:
         """Begin the next round with the buffers of this one."""
         for chunk in self._chunks:
-            chunk.values.clear()
+            chunk.clear()
         self._open = len(self._chunks)
         self.num_waiting_bytes = 0
 
+    @np.errstate(all="ignore")  # what is not finite is found at the root
     def _add(self, left: Value, right: Value) -> Value:
         if left.owned:
             out = left.gradient
@@ -153,6 +143,20 @@ class Reduction:
 
 class DuplicateValueError(ValueError):
     """A value arrived that is known already, itself or as part of a node above it."""
+
+
+@lru_cache(maxsize=65536)  # asked for every chunk that arrives
+def _way_up(lo: int, hi: int, num_shards: int) -> tuple[tuple[Node, bool, Node], ...]:
+    """Return, from the node [lo, hi) to the root: its sibling, whether it is the left one, and their parent."""
+    steps: list[tuple[Node, bool, Node]] = []
+    node = (lo, hi)
+    while node != (0, num_shards):
+        above = tree.parent(node, num_shards)
+        middle = tree.split(*above)
+        is_left = node[0] == above[0]
+        steps.append(((middle, above[1]) if is_left else (above[0], middle), is_left, above))
+        node = above
+    return tuple(steps)
 
 
 def _runs(shards: list[int]) -> list[tuple[int, int]]:

@@ -1,11 +1,10 @@
 """A round: the work that all workers share at one version."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from lockstep_proto.codec import NodeChunk, Sums
-from lockstep_proto.layout import Chunking
 from lockstep_proto.v1 import training_pb2
 from lockstep_server.assignment import Range
 from lockstep_server.reduction import Reduction
@@ -65,8 +64,9 @@ class Round:
         return mean_s, slowest_s - mean_s, max(step_s - slowest_s, 0.0)
 
 
-def check_size(chunk: NodeChunk, size: int, chunking: Chunking, *, evaluates: bool) -> None:
-    """Raise ValueError for a chunk whose values are not as many as they must be."""
-    lo, hi = (0, 0) if evaluates else chunking.range(chunk.chunk_index)
-    if size != hi - lo or not 0 <= chunk.chunk_index < chunking.num_chunks:
-        raise ValueError(f"chunk {chunk.chunk_index} has {size} elements, not {hi - lo}")
+def check_size(chunk: NodeChunk, size: int, sizes: Sequence[int]) -> None:
+    """Raise ValueError for a chunk whose values are not as many as they must be. `sizes` has those of all chunks."""
+    if chunk.chunk_index >= len(sizes):
+        raise ValueError(f"there is no chunk {chunk.chunk_index}: there are {len(sizes)}")
+    if size != sizes[chunk.chunk_index]:
+        raise ValueError(f"chunk {chunk.chunk_index} has {size} elements, not {sizes[chunk.chunk_index]}")

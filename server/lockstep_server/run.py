@@ -169,7 +169,7 @@ class JobRun:
         """Take in a message; one that comes on a stream which has been replaced or closed says nothing any more."""
         if self._outboxes.get(worker_id) is not outbox:
             return
-        with self._defects_end_it():
+        try:
             if isinstance(message, codec.NodeChunk):
                 failpoints.hit("server.exchange.read")
                 self.measures.num_bytes_in += len(message.data)
@@ -177,6 +177,8 @@ class JobRun:
                 failpoints.hit("server.exchange.taken_in")
             elif self._said(worker_id, message):
                 outbox.close(None)
+        except Exception as error:
+            self._end_for(error)
 
     def gone(self, worker_id: str, outbox: Outbox) -> None:
         """A worker's stream has ended."""
@@ -207,13 +209,16 @@ class JobRun:
         try:
             yield
         except Exception as error:
-            log.exception("a defect ends the job", extra={"job": self.job_id, "step": self.step})
-            message = f"a defect in Lockstep: {error!r}"
-            outcome = Outcome(service_pb2.JOB_STATE_FAILED, error_type=service_pb2.ERROR_TYPE_INTERNAL, message=message)
-            if self.training.ended:  # the end may be among the effects that were not carried out
-                self._carry([Ended(outcome)])
-            else:
-                self.end(outcome)
+            self._end_for(error)
+
+    def _end_for(self, error: Exception) -> None:
+        log.error("a defect ends the job", exc_info=error, extra={"job": self.job_id, "step": self.step})
+        message = f"a defect in Lockstep: {error!r}"
+        outcome = Outcome(service_pb2.JOB_STATE_FAILED, error_type=service_pb2.ERROR_TYPE_INTERNAL, message=message)
+        if self.training.ended:  # the end may be among the effects that were not carried out
+            self._carry([Ended(outcome)])
+        else:
+            self.end(outcome)
 
     def _refusal(self, hello: training_pb2.WorkerHello) -> str | None:
         """Why a worker may not compute for the job, if so."""

@@ -15,12 +15,13 @@ import xxhash
 from lockstep_proto.codec import NodeChunk
 from lockstep_proto.tree import Node
 
+_SUMS = struct.Struct("<3d")
 VOTES_PER_WORKER = 2  # with two workers that contradict each other, each is asked once more; then nobody can tell
 
 
 def checksum(chunk: NodeChunk) -> int:
     """Return a 64-bit checksum of a chunk's values and sums."""
-    return xxhash.xxh3_64_intdigest(chunk.data, seed=xxhash.xxh3_64_intdigest(struct.pack("<3d", *chunk.sums)))
+    return xxhash.xxh3_64_intdigest(chunk.data, xxhash.xxh3_64_intdigest(_SUMS.pack(*chunk.sums)))
 
 
 class Vote(NamedTuple):
@@ -76,7 +77,7 @@ class Witnesses:
     `audits` says of a node whether a second copy must confirm the one that counts, whoever computed it.
     """
 
-    audits: Callable[[Node], bool] = lambda node: False
+    audits: Callable[[Node], bool] | None = None
     disputes: dict[Node, Dispute] = field(default_factory=dict)
     _accepted: dict[tuple[Node, int], Vote] = field(default_factory=dict)
     _unconfirmed: dict[Node, set[int]] = field(default_factory=dict)  # chunks that a second copy has to confirm
@@ -97,7 +98,7 @@ class Witnesses:
         """Take note of a copy that counts."""
         self._came(worker_id, chunk.node)
         self._accepted[chunk.node, chunk.chunk_index] = Vote(worker_id, checksum(chunk))
-        if self.audits(chunk.node):
+        if self.audits is not None and self.audits(chunk.node):
             self._doubt(chunk.node, chunk.chunk_index)
 
     def again(self, worker_id: str, chunk: NodeChunk) -> Dispute | None:
@@ -155,7 +156,7 @@ class Witnesses:
                 del self._unconfirmed[node]
 
     def _came(self, worker_id: str, node: Node) -> None:
-        left = self._due.get((worker_id, node))
+        left = self._due.get((worker_id, node)) if self._due else None
         if left is not None:
             self._due[worker_id, node] = left - 1
             if left == 1:
