@@ -279,7 +279,7 @@ class JobRun:
                     self._send(effect)
                 case StepDone(record):
                     failpoints.hit("server.step.done")
-                    self.measures.step_done(record)
+                    self.measures.step_done(record, self._clock())
                     self._listener.step(record)
                 case EpochDone(record):
                     self.measures.epoch_done(record, self.training.update)

@@ -127,15 +127,9 @@ class ParameterUpdate:
                 self._update(block, w, g)
         return None if self._clip_norm else self._made(chunk_index)
 
-    @np.errstate(all="ignore")
     def finish(self) -> list[bytes]:
         """Update all chunks that have waited for the global norm. Return their messages. Raises OverflowedError."""
-        if self._clip_norm is None:
-            return []
-        norm = self.gradient_norm()
-        if norm > self._clip_norm:
-            self._gradient *= self.layout.dtype.type(self._clip_norm / norm)
-        return [self._updated(chunk_index) for chunk_index in range(len(self._blocks))]
+        return [] if self._clip_norm is None else self._clip(self._clip_norm)
 
     def restart(self) -> None:
         """Forget what there is of the next version; its step is computed again."""
@@ -177,6 +171,13 @@ class ParameterUpdate:
         for i, layer in enumerate(self.layout.layer_slices):
             part = g[max(layer.start - block.part.start, 0) : max(layer.stop - block.part.start, 0)]
             self._layer_squares[i] += norms.square_sum(part, self._scratch)
+
+    @np.errstate(all="ignore")
+    def _clip(self, clip_norm: float) -> list[bytes]:
+        norm = self.gradient_norm()
+        if norm > clip_norm:
+            self._gradient *= self.layout.dtype.type(clip_norm / norm)
+        return [self._updated(chunk_index) for chunk_index in range(len(self._blocks))]
 
     def _updated(self, chunk_index: int) -> bytes:
         w = self.parameters.chunk(chunk_index)

@@ -51,7 +51,7 @@ def live_through_everything(metrics: Metrics, job_id: str = JOB) -> None:
     metrics.job_started(job_id)
     metrics.job_changed(job_id, "RUNNING")
     metrics.workers(job_id, {"computing": 2, "idle": 1})
-    metrics.step(job_id, step_record(0))
+    metrics.steps(job_id, [step_record(0)])
     metrics.exchanged(job_id, "in", 1)
     metrics.exchanged(job_id, "out", 1)
     metrics.reassigned(job_id, 1)
@@ -74,8 +74,8 @@ def everything() -> Metrics:
 def test_the_gauges_of_a_job_show_its_last_step_and_its_counters_the_sum_of_all() -> None:
     metrics = Metrics()
     metrics.job_started(JOB)
-    metrics.step(JOB, step_record(0, loss=2.5, learning_rate=0.5, num_rows=256))
-    metrics.step(JOB, step_record(1, loss=1.25, learning_rate=0.25, num_rows=100))
+    first, second = step_record(0, loss=2.5, learning_rate=0.5), step_record(1, loss=1.25, learning_rate=0.25)
+    metrics.steps(JOB, [first._replace(num_rows=256), second._replace(num_rows=100)])
     assert job_value(metrics, "step") == 2
     assert job_value(metrics, "loss", split="training") == 1.25
     assert job_value(metrics, "learning_rate") == 0.25
@@ -86,8 +86,8 @@ def test_the_gauges_of_a_job_show_its_last_step_and_its_counters_the_sum_of_all(
 def test_the_seconds_of_steps_are_counted_and_split_into_parts() -> None:
     metrics = Metrics()
     metrics.job_started(JOB)
-    metrics.step(JOB, step_record(0, step_s=0.75, compute_s=0.5, wait_s=0.125, transfer_s=0.0625))
-    metrics.step(JOB, step_record(1, step_s=0.0007, compute_s=0.25, wait_s=0.125, transfer_s=0.0))
+    metrics.steps(JOB, [step_record(0, step_s=0.75, compute_s=0.5, wait_s=0.125, transfer_s=0.0625)])
+    metrics.steps(JOB, [step_record(1, step_s=0.0007, compute_s=0.25, wait_s=0.125, transfer_s=0.0)])
     assert job_value(metrics, "step_seconds_sum") == pytest.approx(0.7507)
     assert job_value(metrics, "step_seconds_count") == 2
     assert job_value(metrics, "step_seconds_bucket", le="0.0005") == 0
@@ -238,7 +238,7 @@ def test_a_job_that_is_taken_up_again_keeps_its_series_and_their_values() -> Non
     clock.now += KEEP_S - 1
     metrics.job_started(JOB)
     clock.now += KEEP_S
-    metrics.step(JOB, step_record(1))
+    metrics.steps(JOB, [step_record(1)])
     assert job_value(metrics, "updates_total") == 2
 
 
@@ -250,7 +250,7 @@ def test_what_is_told_of_a_job_after_its_series_went_begins_anew() -> None:
     clock.now += KEEP_S
     assert job_value(metrics, "updates_total") is None
     metrics.job_started(JOB)
-    metrics.step(JOB, step_record(7))
+    metrics.steps(JOB, [step_record(7)])
     assert job_value(metrics, "updates_total") == 1
 
 
