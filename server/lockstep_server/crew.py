@@ -10,7 +10,7 @@ from lockstep_server.pace import Pace, turns
 TICKS_PER_LEASE = 4  # how often time is looked at; a hung worker is noticed at most this fraction late
 
 
-@dataclass
+@dataclass(eq=False)
 class WorkerView:
     """What the training knows of one worker."""
 
@@ -29,10 +29,8 @@ class WorkerView:
     took_s: float | None = None  # seconds it took for its first shards of this round
     paces: dict[bool, Pace] = field(default_factory=lambda: {False: Pace(), True: Pace()})  # True: of evaluations
 
-    @property
-    def pace(self) -> Pace:
-        """Its pace in steps."""
-        return self.paces[False]
+    def __post_init__(self) -> None:
+        self.pace = self.paces[False]  # in steps
 
     def take(self, ranges: list[Range]) -> None:
         """Have these shards, too."""

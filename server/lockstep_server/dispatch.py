@@ -24,6 +24,7 @@ class Dispatch:
         self._progress = progress
         self._place = (-1, -1, -1)  # version, epoch and step in it of the last message
         self._place_part = b""  # says them; it is the same for all workers
+        self._place_message = training_pb2.ServerMessage(work=training_pb2.Work())
 
     def hand_over(self, gifts: Iterable[Gift], kind: Kind) -> list[Send]:
         """Send each worker what it was given."""
@@ -60,7 +61,9 @@ class Dispatch:
         """Return the message of work, in two parts: to protobuf, one after the other is one message with both."""
         place = self._update.version, self._progress.epoch, self._progress.step_in_epoch
         if place != self._place:
-            self._place, self._place_part = place, _place_part(*place)
+            self._place, work = place, self._place_message.work
+            work.version, work.epoch, work.step_in_epoch = place
+            self._place_part = self._place_message.SerializeToString()
         return _task_part(self._attempt, kind, ranges) + self._place_part
 
 
@@ -68,9 +71,4 @@ class Dispatch:
 def _task_part(attempt: int, kind: Kind, ranges: tuple[Range, ...]) -> bytes:
     shards = [training_pb2.ShardRange(lo=lo, hi=hi) for lo, hi in ranges]
     work = training_pb2.Work(attempt=attempt, kind=kind, ranges=shards)
-    return training_pb2.ServerMessage(work=work).SerializeToString()
-
-
-def _place_part(version: int, epoch: int, step_in_epoch: int) -> bytes:
-    work = training_pb2.Work(version=version, epoch=epoch, step_in_epoch=step_in_epoch)
     return training_pb2.ServerMessage(work=work).SerializeToString()

@@ -1,7 +1,7 @@
 """Who computes which shards of a round: all at its beginning, those of the lost again, those of the late twice."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -31,6 +31,8 @@ class Handout:
         self._usual_s: float | None = None  # of a turn, in this kind of round
         self.look_s = math.inf
         self._anybody_late = False  # at the last look
+        self._equals: tuple[WorkerView, ...] = ()  # the crew that last had shares by its CPUs, and these
+        self._equal_shares: list[tuple[WorkerView, list[Range]]] = []
         self.num_reassigned = 0
         self.num_speculative = 0
 
@@ -40,7 +42,7 @@ class Handout:
             worker.rest()
         self._usual_s = usual_turn_s(worker.paces[current.evaluates] for worker in self._crew.values())
         self.look_s, self._anybody_late = math.inf, False
-        return [self.give(worker, [(lo, hi)], current, now) for worker, (lo, hi) in self._shares(now) if lo < hi]
+        return [self.give(worker, ranges, current, now) for worker, ranges in self._shares(now)]
 
     def give(self, worker: WorkerView, ranges: list[Range], current: Round, now: float) -> Gift:
         """Give shards to a worker."""
@@ -139,17 +141,24 @@ class Handout:
         worker.late_s = worker.begun_s + max(LATE * turn_s * worker.num_turns, MIN_LATE_S)
         self.look_s = min(self.look_s, worker.late_s)
 
-    def _shares(self, now: float) -> list[tuple[WorkerView, Range]]:
-        workers = list(self._crew.values())
-        if not any(worker.pace.slow for worker in workers):
-            workers = workers[: self._num_shards]
-            return list(zip(workers, assign(self._num_shards, [worker.num_cpus for worker in workers]), strict=True))
+    def _shares(self, now: float) -> list[tuple[WorkerView, list[Range]]]:
+        """Return the shards of each worker that has some. It is asked in every round, and seldom says something new."""
+        workers = tuple(self._crew.values())
+        if any(worker.pace.slow for worker in workers):
+            return _of_each(workers, self._ranges_by_speed(list(workers), now))
+        if workers != self._equals:
+            self._equals, computing = workers, workers[: self._num_shards]
+            ranges = assign(self._num_shards, [worker.num_cpus for worker in computing])
+            self._equal_shares = _of_each(computing, ranges)
+        return self._equal_shares
+
+    def _ranges_by_speed(self, workers: list[WorkerView], now: float) -> list[Range]:
         counts = self._count_by_speed(workers, set())
         resting = [i for i, worker in enumerate(workers) if worker.pace.slow and not counts[i]]
         tried = {i for i in resting if not workers[i].pace.rests(now)}
         if tried and len(tried) < self._num_shards:
             counts = self._count_by_speed(workers, tried)
-        return list(zip(workers, ranges_of(counts), strict=True))
+        return ranges_of(counts)
 
     def _count_by_speed(self, workers: list[WorkerView], tried: set[int]) -> list[int]:
         """Count the shards of each worker by its speed, those that are tried again excepted: they get one."""
@@ -177,6 +186,10 @@ class Handout:
         }
         shards = {shard for lo, hi in missing for shard in range(lo, hi)} - computing
         return [(shard, shard + 1) for shard in sorted(shards)]
+
+
+def _of_each(workers: Sequence[WorkerView], ranges: Sequence[Range]) -> list[tuple[WorkerView, list[Range]]]:
+    return [(worker, [(lo, hi)]) for worker, (lo, hi) in zip(workers, ranges, strict=True) if lo < hi]
 
 
 @lru_cache(maxsize=4096)  # asked for every worker in every round

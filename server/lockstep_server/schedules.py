@@ -1,15 +1,19 @@
 """The learning rate of a step: η times the factor of the job's schedule. Pure functions in float64."""
 
 import math
+from collections.abc import Callable
 
 from lockstep_proto.v1 import job_pb2
 
 
-def learning_rate(spec: job_pb2.JobSpec, step: int) -> float:
-    """Return the learning rate of `step` (counted from 0) of a complete spec."""
-    kind = spec.optimizer.WhichOneof("kind")
+def learning_rates(spec: job_pb2.JobSpec) -> Callable[[int], float]:
+    """Return the learning rate of each step (counted from 0) of a complete spec."""
+    kind, schedule = spec.optimizer.WhichOneof("kind"), spec.schedule
     assert kind is not None
-    return float(getattr(spec.optimizer, kind).learning_rate) * factor(spec.schedule, step)
+    rate = float(getattr(spec.optimizer, kind).learning_rate)
+    if not schedule.warmup_steps and schedule.WhichOneof("kind") in (None, "constant"):
+        return lambda step: rate
+    return lambda step: rate * factor(schedule, step)
 
 
 def factor(schedule: job_pb2.Schedule, step: int) -> float:

@@ -326,7 +326,7 @@ class Training:
             if root.sums.weight <= 0 and not current.evaluates:
                 message = f"step {self.version}: the sample weights of its rows are all 0"
                 return self._fail(service_pb2.ERROR_TYPE_NOT_FINITE, message)
-            if not np.isfinite(root.sums.loss):
+            if not math.isfinite(root.sums.loss):
                 return self._not_finite(current, "the loss is not finite", now)
             current.sums = root.sums
         if current.evaluates:

@@ -20,7 +20,7 @@ from lockstep_proto.v1 import job_pb2
 from lockstep_server import norms, penalties
 from lockstep_server.optimizers import State, optimizer_from_spec
 from lockstep_server.parameters import Parameters
-from lockstep_server.schedules import learning_rate
+from lockstep_server.schedules import learning_rates
 
 Array = npt.NDArray[Any]
 CHUNK_BYTES = 1024 * 1024  # large enough that a message's cost in Python is small beside its bytes
@@ -68,6 +68,7 @@ class ParameterUpdate:
         self.version = version
         self.num_updates = num_updates  # that the optimizer state has seen
         self._optimizer = optimizer_from_spec(spec.optimizer)
+        self._learning_rates = learning_rates(spec)
         self._state = state or self._optimizer.init(self.layout.num_parameters, self.layout.dtype)
         self._next_state = _like(self._state)
         self._state_is_shared = False  # with a checkpoint that is being written
@@ -99,7 +100,7 @@ class ParameterUpdate:
         self._layer_squares = [0.0] * self.layout.num_layers
         self._squares: list[list[float]] = [[] for _ in range(num_chunks)]
         self._penalties: list[list[float]] = [[] for _ in range(num_chunks)]
-        self.learning_rate = learning_rate(self._spec, self.version)
+        self.learning_rate = self._learning_rates(self.version)
 
     @np.errstate(all="ignore")  # what is not finite is found below
     def apply(self, chunk_index: int, gradient_sum: Array, weight: float) -> bytes | None:

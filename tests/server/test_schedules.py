@@ -3,7 +3,7 @@ import math
 import pytest
 
 from lockstep_proto.spec import read_spec
-from lockstep_server.schedules import learning_rate
+from lockstep_server.schedules import learning_rates
 
 
 def rates(schedule, steps):
@@ -17,7 +17,8 @@ def rates(schedule, steps):
             "epochs": 1,
         }
     )
-    return [learning_rate(spec, step) for step in steps]
+    rate = learning_rates(spec)
+    return [rate(step) for step in steps]
 
 
 def test_constant():
