@@ -40,11 +40,14 @@ class SyntheticWorker:
             self._stream = Stream(server)
             self._stream.send(self._hello)
             try:
-                for message in self._stream.messages():
-                    self._received(codec.decode_server_message(message))
+                while True:
+                    for message in self._stream.receive():
+                        self._received(codec.decode_server_message(message))
             except CallEndedError as error:
                 if "does not run now" not in str(error):
                     return
+            finally:
+                self._stream.close()
             time.sleep(REDIAL_S)
 
     def _received(self, message: ParameterChunk | training_pb2.ServerMessage) -> None:

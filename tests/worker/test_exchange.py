@@ -3,7 +3,9 @@
 The server is grpcio's: what a worker writes and reads is gRPC.
 """
 
+import math
 import queue
+import socket
 import threading
 from concurrent import futures
 
@@ -11,11 +13,11 @@ import grpc
 import numpy as np
 import pytest
 
-from lockstep_proto import channels, codec
+from lockstep_proto import channels, codec, incoming
 from lockstep_proto.codec import ParameterChunk
 from lockstep_proto.spec import read_spec
 from lockstep_proto.v1 import training_pb2
-from lockstep_worker import session
+from lockstep_worker import computing, exchange, session
 from lockstep_worker.errors import WorkerError
 from lockstep_worker.exchange import Worker
 from lockstep_worker.shard import Shard
@@ -130,7 +132,7 @@ def test_a_worker_greets_computes_and_ends_with_all_its_threads(server, worker, 
     stream = server.stream()
     stream.say(welcome(), version(0), work(0))
     assert [stream.hear(), stream.hear()] == ["hello", None]
-    assert sorted(own_threads()) == ["worker_link", "worker_tick", "worker_write"]
+    assert sorted(own_threads()) == ["worker_relieve", "worker_tick", "worker_write"]
     stream.say(GOODBYE, None)
     assert running.result(WAIT_S) == "that is all"
     assert own_threads() == []
@@ -211,6 +213,110 @@ def test_newer_work_is_seen_by_the_computation_under_way(server, pool):
     assert fetched == list(range(SPEC.shards)), "shard 0, then newer work, and with that the others"
     stream.say(GOODBYE, None)
     running.result(WAIT_S)
+
+
+@pytest.fixture
+def readers(monkeypatch):
+    """The names of the threads that took messages in, in order."""
+    names = []
+    received = session.Session.received
+    monkeypatch.setattr(
+        session.Session, "received", lambda *a: (names.append(threading.current_thread().name), received(*a))[1]
+    )
+    return names
+
+
+def run_steps(server, pool, worker, num_steps):
+    """Have a worker compute one step after the other and end."""
+    running = pool.submit(worker.run)
+    stream = server.stream()
+    stream.say(welcome())
+    assert stream.hear() == "hello"
+    for step in range(num_steps):
+        stream.say(version(step), work(step))
+        assert stream.incoming.get(timeout=WAIT_S).step == step
+    stream.say(GOODBYE, None)
+    assert running.result(WAIT_S) == "that is all"
+
+
+def test_the_thread_that_computes_reads_while_it_has_nothing_to_compute(server, worker, pool, readers, monkeypatch):
+    monkeypatch.setattr(computing, "LONG_S", math.inf)
+    run_steps(server, pool, worker, 20)
+    assert len(set(readers)) == 1
+    assert "worker_relieve" not in readers
+
+
+def test_under_long_computations_another_thread_reads(server, worker, pool, readers, monkeypatch):
+    monkeypatch.setattr(computing, "LONG_S", 0.0)
+    run_steps(server, pool, worker, 200)
+    assert "worker_relieve" in readers
+
+
+def test_a_computation_that_turns_out_long_has_another_thread_read(server, pool, readers, monkeypatch):
+    monkeypatch.setattr(computing, "LONG_S", math.inf)
+    begun, newer = threading.Event(), threading.Event()
+
+    def fetch(shard):
+        begun.set()
+        assert newer.wait(WAIT_S)
+        return SHARD
+
+    made = worker_of(server, fetch)
+    chunk = session.Following.chunk
+    monkeypatch.setattr(
+        session.Following, "chunk", lambda self, c: (chunk(self, c), newer.set() if c.version == 1 else None)[0]
+    )
+    running = pool.submit(made.run)
+    stream = server.stream()
+    stream.say(welcome(lease_s=0.4), version(0), work(0))
+    assert begun.wait(WAIT_S)
+    stream.say(version(1), work(1))
+    assert newer.wait(WAIT_S)
+    assert readers[-1] == "worker_relieve"
+    stream.say(GOODBYE, None)
+    assert running.result(WAIT_S) == "that is all"
+
+
+def test_what_has_come_meanwhile_is_read_before_the_next_computation(server, pool, monkeypatch):
+    monkeypatch.setattr(computing, "LONG_S", math.inf)
+    monkeypatch.setattr(incoming, "BUFFER_BYTES", 512)  # of which there will be many
+    begun, go_on = threading.Event(), threading.Event()
+
+    def fetch(shard):
+        begun.set()
+        assert go_on.wait(WAIT_S)
+        return SHARD
+
+    made = worker_of(server, fetch)
+    running = pool.submit(made.run)
+    stream = server.stream()
+    stream.say(welcome(), version(0), work(0))
+    assert begun.wait(WAIT_S)
+    newer = [each for step in range(1, 201) for each in (version(step), work(step))]
+    stream.say(*newer)
+    while not made._stream._socket.recv(1 << 16, socket.MSG_PEEK).endswith(newer[-1]):
+        go_on.wait(0.001)
+    go_on.set()
+    assert stream.hear() == "hello"
+    assert [stream.incoming.get(timeout=WAIT_S).step for _ in range(2)] == [0, 200]
+    stream.say(GOODBYE, None)
+    assert running.result(WAIT_S) == "that is all"
+
+
+@pytest.mark.parametrize("long_s", [0.0, math.inf])
+def test_one_who_leaves_does_not_wait_for_long_for_a_server_that_does_not_answer(
+    server, worker, pool, monkeypatch, long_s
+):
+    monkeypatch.setattr(computing, "LONG_S", long_s)
+    monkeypatch.setattr(exchange, "GOODBYE_S", 0.05)
+    running = pool.submit(worker.run)
+    stream = server.stream()
+    stream.say(welcome(), version(0), work(0))
+    assert [stream.hear(), stream.hear()] == ["hello", None]
+    worker.leave()
+    assert running.result(WAIT_S) == "told to leave"
+    assert stream.hear() == "leaving"
+    assert own_threads() == []
 
 
 def test_one_who_is_to_leave_while_nobody_answers_ends_at_once(server, worker, pool):

@@ -1,12 +1,12 @@
 """Carries a worker's session: threads, the clock and the stream between worker and server.
 
-One thread dials and reads, one ticks, and the calling thread computes. What comes in goes into the session in the
-reading thread, under the computation. Chunks are sent as soon as their node is summed, so sending runs under the rest
+Who is idle reads. The calling thread reads until there is something to compute, computes it and sends, without another
+thread in between. While it computes for long, a second thread reads in its place, until that one has come to what is to
+be computed next. A third thread ticks. Chunks are sent as soon as their node is summed, so sending runs under the rest
 of the backward pass.
 """
 
 import logging
-import queue
 import socket
 import threading
 import time
@@ -14,15 +14,15 @@ from collections.abc import Callable, Sequence
 
 from lockstep_proto import codec, failpoints, numerics
 from lockstep_proto.v1 import training_pb2
+from lockstep_worker.computing import Computing
 from lockstep_worker.engine import Engine
 from lockstep_worker.errors import WorkerError
-from lockstep_worker.session import Compute, Dial, Effect, End, Job, Joined, Send, Session
+from lockstep_worker.session import Compute, Dial, Effect, End, Joined, Send, Session
 from lockstep_worker.shard import Shard
 from lockstep_worker.stream import CallEndedError, Stream
 
 logger = logging.getLogger(__name__)
 GOODBYE_S = 2.0  # how long the last messages may take to be sent
-_LAST = object()
 
 
 class Worker:
@@ -51,18 +51,23 @@ class Worker:
         )
         self._server = server
         self._joined = joined
-        self._make_engine: Callable[[Job], Engine] = lambda job: Engine(
-            job.spec, job.chunk_elements, training=training, validation=validation, num_cpus=num_cpus
+        self._computing = Computing(
+            lambda job: Engine(
+                job.spec, job.chunk_elements, training=training, validation=validation, num_cpus=num_cpus
+            )
         )
-        self._engine: tuple[Job, Engine] | None = None
         self._lock = threading.Lock()  # around the session and what its effects change
         self._session = Session(hello)
         self._stream: Stream | None = None
         self._wait_s = 0.0  # before the next dial
+        self._next: tuple[Compute, Stream] | None = None  # to be computed
         self._end: End | None = None
-        self._ended = threading.Event()
-        # (computation, its stream), then None; or what ended another thread
-        self._tasks: queue.SimpleQueue[tuple[Compute, Stream] | BaseException | None] = queue.SimpleQueue()
+        self._ended = threading.Event()  # nothing follows but the last messages
+        self._over = threading.Event()  # they are sent
+        self._error: BaseException | None = None  # what ended another thread
+        self._reads = threading.Lock()  # held by the thread that reads, and around what follows
+        self._read_stream: Stream | None = None
+        self._long = threading.Event()  # a computation may be so long that another thread is to read
 
     @property
     def refused(self) -> bool:
@@ -79,32 +84,44 @@ class Worker:
         """Serve the job. Return why it ended; raise WorkerError if that was a computation that failed."""
         threads = [
             threading.Thread(target=self._guard, args=[run], name=f"worker{run.__name__}", daemon=True)
-            for run in (self._link, self._tick)
+            for run in (self._relieve, self._tick)
         ]
         for thread in threads:
             thread.start()
         try:
             self._work_off()
-            threads[0].join(GOODBYE_S)
         finally:
             self._ended.set()
-            with self._lock:
-                if self._stream is not None:
-                    self._stream.cancel()
+            self._over.set()
+            self._long.set()
+            self._cancel()
             for thread in threads:
                 thread.join()
+            if self._read_stream is not None:
+                self._read_stream.close()
+        if self._error is not None:
+            raise self._error
         assert self._end is not None
         if self._end.failed:
             raise WorkerError(self._end.reason)
         return self._end.reason
 
+    def _cancel(self) -> None:
+        with self._lock:
+            if self._stream is not None:
+                self._stream.cancel()
+
     # The calling thread.
 
     def _work_off(self) -> None:
-        while (item := self._tasks.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            self._compute(*item)
+        while not self._ended.is_set():
+            self._read_until_work()
+            while (work := self._next) is not None:
+                self._next = None
+                self._compute(*work)
+        with self._reads:
+            while self._read_stream is not None:
+                self._read_on()
 
     def _compute(self, computation: Compute, stream: Stream) -> None:
         def send(message: bytes) -> None:
@@ -114,12 +131,10 @@ class Worker:
         def superseded() -> bool:
             return self._session.superseded(computation)
 
+        if self._computing.is_long(computation):
+            self._long.set()
         try:
-            if not superseded():
-                failpoints.hit("worker.work")
-                engine = self._engine_for(computation.job)
-                engine.answer(computation.task, computation.parameters, send, superseded)
-                failpoints.hit("worker.sent")
+            self._computing.carry_out(computation, send, superseded)
         except Exception as error:
             logger.exception("cannot compute step %d", computation.task.version)
             with self._lock:
@@ -128,11 +143,59 @@ class Worker:
             with self._lock:
                 self._carry(self._session.computed())
 
-    def _engine_for(self, job: Job) -> Engine:
-        if self._engine is None or self._engine[0] is not job:
-            self._engine = None  # before the next one takes its memory
-            self._engine = (job, self._make_engine(job))
-        return self._engine[1]
+    # Whichever thread reads.
+
+    def _read_until_work(self) -> None:
+        """Read until there is something to compute and nothing that might supersede it, or nothing will come."""
+        with self._reads:
+            while not self._ended.is_set() and (self._next is None or self._has_more()):
+                self._read_on(wait=self._next is None)
+
+    def _has_more(self) -> bool:
+        return self._read_stream is not None and not self._read_stream.drained
+
+    def _read_on(self, *, wait: bool = True) -> None:
+        """Begin a stream, or give the session what comes next on the present one."""
+        stream = self._read_stream
+        if stream is None:
+            self._begin_stream()
+            return
+        reason = self._receive(stream, wait)
+        if reason is not None:
+            stream.close()
+            self._read_stream = None
+            with self._lock:
+                if self._stream is stream:
+                    self._carry(self._session.lost(reason, time.monotonic()))
+
+    def _begin_stream(self) -> None:
+        if self._ended.wait(self._wait_s):
+            return
+        failpoints.hit("worker.dial")
+        stream = Stream(self._server)
+        with self._lock:
+            if self._ended.is_set():
+                return
+            self._stream = self._read_stream = stream
+            self._carry(self._session.opened(time.monotonic()))
+        failpoints.hit("worker.hello")
+
+    def _receive(self, stream: Stream, wait: bool) -> str | None:
+        """Give the session what comes. Return why nothing more does, if so."""
+        try:
+            for message in stream.receive(wait=wait):
+                failpoints.hit("worker.read")
+                decoded = codec.decode_server_message(message)
+                with self._lock:
+                    if self._stream is not stream:
+                        return "given up"
+                    self._carry(self._session.received(decoded, time.monotonic()))
+        except (OSError, CallEndedError) as error:
+            return str(error)
+        except Exception as error:
+            logger.exception("a defect of the exchange")
+            return f"a defect: {error!r}"
+        return None
 
     # The other threads.
 
@@ -141,46 +204,25 @@ class Worker:
         try:
             run()
         except BaseException as error:
-            self._tasks.put(error)
+            self._error = error
+            self._ended.set()
+            self._cancel()
 
-    def _link(self) -> None:
-        while not self._ended.wait(self._wait_s):
-            failpoints.hit("worker.dial")
-            stream = Stream(self._server)
-            with self._lock:
-                self._stream = stream
-                self._carry(self._session.opened(time.monotonic()))
-            failpoints.hit("worker.hello")
-            reason = self._read(stream)
-            with self._lock:
-                if self._stream is stream:
-                    self._carry(self._session.lost(reason, time.monotonic()))
-
-    def _read(self, stream: Stream) -> str:
-        """Give the session what comes, until nothing more does. Return why."""
-        messages = stream.messages()
-        try:
-            for message in messages:
-                failpoints.hit("worker.read")
-                decoded = codec.decode_server_message(message)
-                with self._lock:
-                    if self._stream is not stream:
-                        break
-                    self._carry(self._session.received(decoded, time.monotonic()))
-        except (OSError, CallEndedError) as error:
-            return str(error)
-        except Exception as error:
-            logger.exception("a defect of the exchange")
-            return f"a defect: {error!r}"
-        finally:
-            messages.close()
-        return "given up"
+    def _relieve(self) -> None:
+        """Read in the calling thread's place while it computes for long."""
+        while not self._ended.is_set():
+            self._long.wait()
+            self._long.clear()
+            self._read_until_work()
 
     def _tick(self) -> None:
         while not self._ended.wait(self._session.period_s):
             failpoints.hit("worker.heartbeat")
+            self._long.set()  # a computation that was thought short may be under way
             with self._lock:
                 self._carry(self._session.tick(time.monotonic()))
+        if not self._over.wait(GOODBYE_S):
+            self._cancel()
 
     # Effects; the lock is held.
 
@@ -194,7 +236,7 @@ class Worker:
                     self._joined()
                 case Compute():
                     assert self._stream is not None
-                    self._tasks.put((effect, self._stream))
+                    self._next = (effect, self._stream)
                 case Dial(wait_s, reason, first):
                     log = logger.info if first else logger.debug  # one line, however long it is away
                     log("lost the server at %s: %s; dialling again", self._server, reason)
@@ -207,4 +249,3 @@ class Worker:
                     self._ended.set()
                     if self._stream is not None:
                         self._stream.finish()
-                    self._tasks.put(None)

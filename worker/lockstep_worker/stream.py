@@ -1,12 +1,12 @@
 """A worker's end of the exchange with the server: one call on a connection of its own.
 
-One thread reads, any may send. What is sent goes to the socket in the thread that sends it; only what there is no room
-for is left to a thread that waits for it.
+One thread reads at a time, any may send. What is sent goes to the socket in the thread that sends it; only what there
+is no room for is left to a thread that waits for it.
 """
 
 import socket
 import threading
-from collections.abc import Generator
+from collections.abc import Iterator
 
 from lockstep_proto import channels
 from lockstep_proto.calls import ClientCall, Ended
@@ -16,7 +16,7 @@ CONNECT_S = 5.0
 
 
 class Stream:
-    """A connection that is dialled by whoever first reads `messages`. What is sent before goes then."""
+    """A connection that is dialled by whoever first reads. What is sent before goes then."""
 
     def __init__(self, server: str) -> None:
         self._server = server
@@ -25,20 +25,39 @@ class Stream:
         self._lock = threading.Lock()  # around the call and what follows
         self._changed = threading.Condition(self._lock)
         self._socket: socket.socket | None = None
+        self._writing: threading.Thread | None = None
+        self.drained = True  # all that had come was taken; known to who reads
         self._is_closed = False
         self._waits_for_room = False  # the writing thread has the socket
 
-    def messages(self) -> Generator[memoryview, None, None]:
-        """Dial and yield what comes; a message is good until the next is asked for. Raises OSError, CallEndedError."""
-        connected = self._dial()
-        writing = threading.Thread(target=self._write, args=[connected], name="worker_write", daemon=True)
-        writing.start()
+    def receive(self, *, wait: bool = True) -> Iterator[memoryview]:
+        """Yield the messages that the next bytes complete, if any; a message is good until the next is asked for.
+
+        Without `wait`, only bytes that are there already are taken. Raises OSError, CallEndedError.
+        """
+        if self._socket is None:
+            self._dial()
+        assert self._socket is not None
+        buffer = self._call.buffer()
         try:
-            yield from self._read(connected)
-        finally:
-            self.cancel()
-            writing.join()
-            connected.close()
+            num_bytes = self._socket.recv_into(buffer, 0, 0 if wait else socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self.drained = True
+            return
+        if num_bytes == 0:
+            raise CallEndedError("the server closed the connection")
+        self.drained = num_bytes < len(buffer)
+        with self._lock:
+            try:
+                events = self._call.received(num_bytes)
+            except ConnectionBrokenError as error:
+                raise CallEndedError(f"no server of Lockstep: {error}") from error
+            self._flush()
+        for event in events:
+            if isinstance(event, memoryview):
+                yield event
+            elif isinstance(event, Ended):
+                raise CallEndedError(event.reason or "the server closed the stream")
 
     def send(self, message: bytes) -> None:
         """Send a message; what is sent after the end of the stream is lost."""
@@ -60,7 +79,15 @@ class Stream:
                 _shut(self._socket)
             self._changed.notify_all()
 
-    def _dial(self) -> socket.socket:
+    def close(self) -> None:
+        """Close it, when nobody reads any more."""
+        self.cancel()
+        if self._writing is not None:
+            self._writing.join()
+        if self._socket is not None:
+            self._socket.close()
+
+    def _dial(self) -> None:
         host, port = channels.exchange_address(self._server)
         try:
             connected = socket.create_connection((host, port), CONNECT_S)
@@ -68,27 +95,13 @@ class Stream:
             raise CallEndedError(f"no connection to its port {port}, which workers come to: {error}") from error
         connected.settimeout(None)
         channels.prepare(connected)
+        self._writing = threading.Thread(target=self._write, args=[connected], name="worker_write", daemon=True)
+        self._writing.start()
         with self._lock:
             self._socket = connected
             if self._is_closed:
                 _shut(connected)
             self._flush()
-        return connected
-
-    def _read(self, connected: socket.socket) -> Generator[memoryview, None, None]:
-        while num_bytes := connected.recv_into(self._call.buffer()):
-            with self._lock:
-                try:
-                    events = self._call.received(num_bytes)
-                except ConnectionBrokenError as error:
-                    raise CallEndedError(f"no server of Lockstep: {error}") from error
-                self._flush()
-            for event in events:
-                if isinstance(event, memoryview):
-                    yield event
-                elif isinstance(event, Ended):
-                    raise CallEndedError(event.reason or "the server closed the stream")
-        raise CallEndedError("the server closed the connection")
 
     def _flush(self) -> None:
         """Write what there is room for; the lock is held."""

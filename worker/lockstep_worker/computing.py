@@ -1,0 +1,41 @@
+"""Carries out a session's computations, one at a time, and knows which of them last long."""
+
+import math
+import time
+from collections.abc import Callable
+
+from lockstep_proto import failpoints
+from lockstep_worker.engine import Engine
+from lockstep_worker.session import Compute, Job
+
+LONG_S = 0.003  # under a computation that lasts so long somebody else is to read; to wake another thread costs 0.1 ms
+
+
+class Computing:
+    """Computations with an engine that is kept as long as the job stays the same."""
+
+    def __init__(self, make_engine: Callable[[Job], Engine]) -> None:
+        self._make_engine = make_engine
+        self._engine: tuple[Job, Engine] | None = None
+        self._lasted_s: dict[int, float] = {}  # by the kind of work; its shards change rarely
+
+    def is_long(self, computation: Compute) -> bool:
+        """Whether a computation is likely to last long: the last one of its kind did, or there was none."""
+        return self._lasted_s.get(computation.task.kind, math.inf) > LONG_S
+
+    def carry_out(self, computation: Compute, send: Callable[[bytes], None], superseded: Callable[[], bool]) -> None:
+        """Compute and send, unless nobody waits for it any more. Raises what the computation raises."""
+        if superseded():
+            return
+        begun_s = time.monotonic()
+        failpoints.hit("worker.work")
+        self._engine_for(computation.job).answer(computation.task, computation.parameters, send, superseded)
+        failpoints.hit("worker.sent")
+        if not superseded():  # one that was left off says nothing
+            self._lasted_s[computation.task.kind] = time.monotonic() - begun_s
+
+    def _engine_for(self, job: Job) -> Engine:
+        if self._engine is None or self._engine[0] is not job:
+            self._engine = None  # before the next one takes its memory
+            self._engine = (job, self._make_engine(job))
+        return self._engine[1]
