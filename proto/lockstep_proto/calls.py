@@ -246,7 +246,7 @@ class ServerCall(_Connection):
         if not self._has_answered:
             self._has_answered = True
             self.outgoing.control(self._header_frame([(":status", "200"), _CONTENT]))
-        super().send(message)
+        self.outgoing.message(message)
 
     def _greeted(self, num_bytes: int) -> list[Event]:
         """Compare the first bytes with what an HTTP/2 client begins with."""

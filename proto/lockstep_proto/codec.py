@@ -101,7 +101,7 @@ def decode_worker_message(message: Data) -> NodeChunk | training_pb2.WorkerMessa
             t7, compute_s, pad, t15, inner,
         ) = _NODE.unpack_from(message)  # fmt: skip
         tags = (t0, t1, t2, t3, t4, t5, t6, t7, pad, t15)
-        if tags == _NODE_TAGS and _lengths_fit(message, _NODE.size, outer, inner):
+        if tags == _NODE_TAGS and (outer, inner) == _lengths(len(message), _NODE.size):
             sums = Sums(weight, loss, metric)
             return NodeChunk(attempt, step, (lo, hi), index, sums, compute_s, memoryview(message)[_NODE.size :])
     parsed = training_pb2.WorkerMessage.FromString(bytes(message))
@@ -118,7 +118,7 @@ def decode_server_message(message: Data) -> ParameterChunk | training_pb2.Server
     if len(message) >= _PARAMETERS.size and message[0] == _PARAMETERS_TAGS[0]:
         t0, outer, t1, attempt, t2, version, t3, index, pad, t15, inner = _PARAMETERS.unpack_from(message)
         tags = (t0, t1, t2, t3, pad, t15)
-        if tags == _PARAMETERS_TAGS and _lengths_fit(message, _PARAMETERS.size, outer, inner):
+        if tags == _PARAMETERS_TAGS and (outer, inner) == _lengths(len(message), _PARAMETERS.size):
             return ParameterChunk(attempt, version, index, memoryview(message)[_PARAMETERS.size :])
     parsed = training_pb2.ServerMessage.FromString(bytes(message))
     if parsed.WhichOneof("kind") != "chunk":
@@ -132,6 +132,7 @@ def parameter_data(message: Data) -> memoryview:
     return memoryview(message)[_PARAMETERS.size :]
 
 
-def _lengths_fit(message: Data, header_bytes: int, outer: bytes, inner: bytes) -> bool:
-    size = len(message)
-    return outer == _varint(size - _ENVELOPE_BYTES) and inner == _varint(size - header_bytes)
+@lru_cache(maxsize=4096)
+def _lengths(size: int, header_bytes: int) -> tuple[bytes, bytes]:
+    """Return the two lengths that a chunk message of `size` bytes has in its header."""
+    return _varint(size - _ENVELOPE_BYTES), _varint(size - header_bytes)

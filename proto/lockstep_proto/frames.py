@@ -2,6 +2,7 @@
 
 import enum
 import struct
+from functools import lru_cache
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # a client's first bytes
 HEADER_BYTES = 9
@@ -74,6 +75,7 @@ def message_header(length: int) -> bytes:
     return _MESSAGE_HEADER.pack(0, length)
 
 
+@lru_cache(maxsize=1024)  # the messages of a job have few lengths
 def headers_of_message(length: int, stream: int) -> bytes:
     """Return what comes before a message that has a frame to itself."""
     size = MESSAGE_HEADER_BYTES + length

@@ -43,11 +43,17 @@ class Outgoing:
 
     def message(self, message: Buffer) -> None:
         """Send a message, which must not change until it has gone."""
-        size = frames.MESSAGE_HEADER_BYTES + len(message)
+        num_bytes = len(message)
+        size = frames.MESSAGE_HEADER_BYTES + num_bytes
         if not self._waiting and size <= min(self._frame_bytes, self._connection_window, self._stream_window):
-            self._frame(frames.headers_of_message(len(message), self._stream), message, size)
+            self._connection_window -= size
+            self._stream_window -= size
+            self.buffers.append(frames.headers_of_message(num_bytes, self._stream))
+            if num_bytes:
+                self.buffers.append(message)
+            self.num_bytes += frames.HEADER_BYTES + size
             return
-        self._waiting.append(frames.message_header(len(message)))
+        self._waiting.append(frames.message_header(num_bytes))
         self._waiting.append(message)
         self._go_on()
 
@@ -102,15 +108,6 @@ class Outgoing:
         if self._last is not None:
             self.control(self._last)
             self._last = None
-
-    def _frame(self, header: bytes, message: Buffer, size: int) -> None:
-        """Write a frame with one message, which is `size` large with its header."""
-        self._connection_window -= size
-        self._stream_window -= size
-        self.buffers.append(header)
-        if len(message):
-            self.buffers.append(message)
-        self.num_bytes += frames.HEADER_BYTES + size
 
     def _data(self, room: int) -> None:
         """Write one frame with at most one message, or with a part of one."""

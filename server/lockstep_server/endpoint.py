@@ -213,14 +213,13 @@ class _Connection:
     def _fill(self) -> bool:
         """Take messages out of the outbox, as many as are written at once. Return whether there is something."""
         outgoing, conversation = self._call.outgoing, self._conversation
-        while conversation is not None and outgoing.num_bytes < ENOUGH_BYTES and not outgoing.waits:
-            message = conversation.outbox.pop()
-            if message is None:
-                if conversation.outbox.over:
-                    self.end(StatusCode.OK, "")
-                break
-            failpoints.hit("server.exchange.write")
-            self._call.send(message)
+        if conversation is not None:
+            outbox = conversation.outbox
+            while outgoing.num_bytes < ENOUGH_BYTES and not outgoing.waits and (message := outbox.pop()) is not None:
+                failpoints.hit("server.exchange.write")
+                self._call.send(message)
+            if outbox.over:
+                self.end(StatusCode.OK, "")
         return outgoing.num_bytes > 0
 
     def _send(self) -> None:

@@ -5,7 +5,7 @@ again, is dropped; what is below a node that arrives is forgotten. All of them h
 on which one counts. Where values travel as bfloat16, they are unpacked when they arrive and every sum is rounded.
 """
 
-from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,8 @@ from lockstep_proto.codec import Sums
 from lockstep_proto.tree import Node
 
 Array = npt.NDArray[Any]
+_Step = tuple[Node, bool, Node]  # from a node to its parent: its sibling, whether it is the left one, the parent
+_Way = tuple[tuple[Node, ...], list[_Step]]  # the nodes from the root down to a node, and the steps up again
 
 
 class NotANodeError(ValueError):
@@ -43,6 +45,7 @@ class Reduction:
         self._open = num_chunks
         self.num_waiting_bytes = 0  # of values that wait for their siblings
         self._packed = packed
+        self._ways: dict[Node, _Way] = {}  # of the nodes that have come
         self._spare: list[Array] = []
 
     @property
@@ -61,16 +64,14 @@ class Reduction:
         Raises NotANodeError for a range that is no node, IndexError for a chunk that is not there, and
         DuplicateValueError for a value that is known already.
         """
-        nodes = tree.path(*node, self.num_shards)
-        if nodes is None:
-            raise NotANodeError(f"[{node[0]}, {node[1]}) is no node of the tree of {self.num_shards} shards")
+        nodes, way_up = self._ways.get(node) or self._way(node)
         values = self._chunks[chunk_index]
         if not values.keys().isdisjoint(nodes):
             raise DuplicateValueError
         if node[1] - node[0] > 1:
             self._forget_below(values, node)
         value = self._unpacked(sums, gradient) if self._packed else Value(sums, gradient)
-        for sibling, is_left, parent in _way_up(*node, self.num_shards):
+        for sibling, is_left, parent in way_up:
             other = values.pop(sibling, None)
             if other is None:
                 break
@@ -106,6 +107,13 @@ class Reduction:
             chunk.clear()
         self._open = len(self._chunks)
         self.num_waiting_bytes = 0
+
+    def _way(self, node: Node) -> _Way:
+        nodes = tree.path(*node, self.num_shards)
+        if nodes is None:
+            raise NotANodeError(f"[{node[0]}, {node[1]}) is no node of the tree of {self.num_shards} shards")
+        way = self._ways[node] = nodes, [_step(below, above) for above, below in reversed(list(pairwise(nodes)))]
+        return way
 
     @np.errstate(all="ignore")  # what is not finite is found at the root
     def _add(self, left: Value, right: Value) -> Value:
@@ -145,18 +153,10 @@ class DuplicateValueError(ValueError):
     """A value arrived that is known already, itself or as part of a node above it."""
 
 
-@lru_cache(maxsize=65536)  # asked for every chunk that arrives
-def _way_up(lo: int, hi: int, num_shards: int) -> tuple[tuple[Node, bool, Node], ...]:
-    """Return, from the node [lo, hi) to the root: its sibling, whether it is the left one, and their parent."""
-    steps: list[tuple[Node, bool, Node]] = []
-    node = (lo, hi)
-    while node != (0, num_shards):
-        above = tree.parent(node, num_shards)
-        middle = tree.split(*above)
-        is_left = node[0] == above[0]
-        steps.append(((middle, above[1]) if is_left else (above[0], middle), is_left, above))
-        node = above
-    return tuple(steps)
+def _step(node: Node, parent: Node) -> _Step:
+    middle = tree.split(*parent)
+    is_left = node[0] == parent[0]
+    return (middle, parent[1]) if is_left else (parent[0], middle), is_left, parent
 
 
 def _runs(shards: list[int]) -> list[tuple[int, int]]:
