@@ -76,4 +76,5 @@ class Ended:
     outcome: Outcome
 
 
+INFO, WARNING = service_pb2.SEVERITY_INFO, service_pb2.SEVERITY_WARNING
 Effect = Send | Forget | Listen | Dismiss | Notice | StepDone | EpochDone | Keep | Ended

@@ -57,7 +57,8 @@ class Measures:
         self._metrics.workers(self._job_id, {"computing": computing, "idle": len(training.workers) - computing})
         metrics, handout = self._metrics, training.handout
         tellers = (metrics.duplicates, metrics.reassigned, metrics.speculative, metrics.corrupt)
-        counts = (training.num_duplicates, handout.num_reassigned, handout.num_speculative, training.num_corrupt)
+        num_corrupt = training.disputes.num_corrupt
+        counts = (training.num_duplicates, handout.num_reassigned, handout.num_speculative, num_corrupt)
         for tell, count, told in zip(tellers, counts, self._told, strict=True):
             tell(self._job_id, count - told)
         self._told = counts

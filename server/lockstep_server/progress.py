@@ -7,7 +7,8 @@ from typing import Any
 from lockstep_proto import rows
 from lockstep_proto.codec import Sums
 from lockstep_proto.v1 import job_pb2, service_pb2
-from lockstep_server.records import EpochRecord
+from lockstep_server.records import EpochRecord, StepRecord
+from lockstep_server.update import ParameterUpdate
 
 _NAN = math.nan
 
@@ -83,16 +84,33 @@ class Progress:
         known: dict[str, Any] = {name: math.inf if value is None else value for name, value in values.items()}
         return cls(**known)
 
-    def step_done(self, sums: Sums, loss: float, gradient_norm: float, step_s: float, steps_per_epoch: int) -> None:
-        """Count one step. `loss` is Q of the step, with penalties."""
-        self.epoch_weight += sums.weight
-        self.epoch_loss += loss * sums.weight
+    def step_done(
+        self, update: ParameterUpdate, plan: Plan, sums: Sums, step_s: float, parts_s: tuple[float, float, float]
+    ) -> StepRecord:
+        """Count one step, with its sums and all chunks of `update`. `parts_s`: of computing, waiting and transfer."""
+        compute_s, wait_s, transfer_s = parts_s
+        record = StepRecord(
+            step=update.version,
+            epoch=self.epoch,
+            loss=sums.loss / sums.weight + update.penalty(),
+            gradient_norm=update.gradient_norm(),
+            learning_rate=update.learning_rate,
+            num_rows=plan.rows_of_step(self.step_in_epoch),
+            weight=sums.weight,
+            step_s=step_s,
+            compute_s=compute_s,
+            wait_s=wait_s,
+            transfer_s=transfer_s,
+        )
+        self.epoch_weight += record.weight
+        self.epoch_loss += record.loss * record.weight
         self.epoch_metric += sums.metric
-        self.epoch_s += step_s
-        self.elapsed_s += step_s
-        self.gradient_norm = gradient_norm
+        self.epoch_s += record.step_s
+        self.elapsed_s += record.step_s
+        self.gradient_norm = record.gradient_norm
         self.step_in_epoch += 1
-        self.evaluation_due = self.step_in_epoch == steps_per_epoch
+        self.evaluation_due = self.step_in_epoch == plan.steps_per_epoch
+        return record
 
     def epoch_done(self, validation: Sums | None, evaluation_s: float, *, labels: bool) -> EpochRecord:
         """Count one epoch, with the sums of its evaluation if there was one."""
@@ -123,6 +141,12 @@ class Progress:
             return True
         self.epochs_without_gain += 1
         return False
+
+
+def has_accuracy(spec: job_pb2.JobSpec) -> bool:
+    """Whether the metric of the job counts right answers: its last layer tells classes apart."""
+    softmax = spec.network.layers[-1].activation == job_pb2.ACTIVATION_SOFTMAX
+    return softmax or spec.loss == job_pb2.LOSS_BINARY_CROSS_ENTROPY
 
 
 def stop_reason(

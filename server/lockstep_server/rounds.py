@@ -21,6 +21,7 @@ class Round:
     """A step, an evaluation or an examination, until all of it is there."""
 
     kind: Kind
+    version: int
     reduction: Reduction
     started_s: float
     sums: Sums | None = None

@@ -24,9 +24,9 @@ def place_of(node: Node, chunk_index: int, current: Round, update: ParameterUpda
     """Name a chunk of a node's value."""
     shards = f"node [{node[0]}, {node[1]})"
     if current.evaluates:
-        return f"{shards} of the evaluation at version {update.version}"
+        return f"{shards} of the evaluation at version {current.version}"
     layer = update.layout.layer_of(update.chunking.range(chunk_index)[0])
-    return f"{shards} of step {update.version} (layer {layer})"
+    return f"{shards} of step {current.version} (layer {layer})"
 
 
 def lost(worker_id: str, reason: str) -> str:
@@ -51,9 +51,9 @@ def share_changed(worker: WorkerView) -> str:
     return f"worker {worker.worker_id} is as fast as usual again; it gets its share of the shards"
 
 
-def given_twice(late: Sequence[WorkerView], gifts: Iterable[Gift], current: Round, version: int) -> str:
+def given_twice(late: Sequence[WorkerView], gifts: Iterable[Gift], current: Round) -> str:
     """Tell of shards that are computed twice since their workers are late."""
-    what = f"the evaluation at version {version}" if current.evaluates else f"step {version}"
+    what = f"{'the evaluation at version' if current.evaluates else 'step'} {current.version}"
     names = listed([worker.worker_id for worker in late])
     others = listed([gift.worker.worker_id for gift in gifts])
     return f"worker {names} is late with {what}: its shards are also given to {others}; the first copy counts"

@@ -10,7 +10,10 @@ from tests.server.fakes import step_record
 from tests.server.test_metrics import JOB, job_value
 
 TRAINING = SimpleNamespace(
-    workers={}, num_duplicates=0, num_corrupt=0, handout=SimpleNamespace(num_reassigned=0, num_speculative=0)
+    workers={},
+    num_duplicates=0,
+    handout=SimpleNamespace(num_reassigned=0, num_speculative=0),
+    disputes=SimpleNamespace(num_corrupt=0),
 )
 
 

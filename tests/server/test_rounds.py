@@ -6,7 +6,7 @@ from lockstep_server.rounds import STEP, Round
 
 
 def seconds(compute_s, step_s):
-    current = Round(STEP, None, 0.0)
+    current = Round(STEP, 0, None, 0.0)
     for i, worker_s in enumerate(compute_s):
         current.computed(f"w{i}", worker_s)
     return current.seconds(step_s)

@@ -6,10 +6,12 @@ import pytest
 from lockstep_proto import codec
 from lockstep_proto.codec import NodeChunk
 from lockstep_proto.v1 import service_pb2
+from lockstep_server.course import HALT_S
+from lockstep_server.disputes import DECIDE_S
 from lockstep_server.effects import Dismiss, Ended, Notice
 from lockstep_server.pace import LATE, LATE_STEPS, RETRY_S
 from lockstep_server.records import Outcome
-from lockstep_server.training import DECIDE_S, HALT_S, MAX_FAILURES, STUCK_S
+from lockstep_server.training import MAX_FAILURES, STUCK_S
 from tests.one_thread import OneThreadCluster
 from tests.server.test_training import X, Y, spec, state, trained
 
@@ -227,7 +229,7 @@ def flip(chunk):
 def test_nodes_that_are_computed_twice_on_purpose_change_nothing(workers):
     cluster = Cluster(workers, audit=1.0)
     assert cluster.run().parameters.tobytes() == EXPECTED
-    assert cluster.training.num_corrupt == 0
+    assert cluster.training.disputes.num_corrupt == 0
     assert cluster.training.num_duplicates >= 9
 
 
@@ -331,7 +333,7 @@ def test_two_workers_that_contradict_each_other_for_good_fail_the_job():
 def test_who_comes_later_tells_which_of_two_workers_is_right():
     cluster = Cluster(("a", "b"), audit=1.0)
     cluster.corrupt["a"] = lambda chunk: cluster.corrupt.pop("a") and flip(chunk)
-    while not cluster.training.num_corrupt:
+    while not cluster.training.disputes.num_corrupt:
         cluster.deliver("a", "b")
     cluster.lose("a")
     for _ in range(5):
@@ -347,7 +349,7 @@ def test_who_comes_later_tells_which_of_two_workers_is_right():
 def test_where_one_of_two_that_differ_is_gone_and_nobody_comes_the_job_rewinds():
     cluster = Cluster(("a", "b"), audit=1.0)
     cluster.corrupt["a"] = lambda chunk: cluster.corrupt.pop("a") and flip(chunk)
-    while not cluster.training.num_corrupt:
+    while not cluster.training.disputes.num_corrupt:
         cluster.deliver("a", "b")
     cluster.lose("a")
     for _ in range(5):
