@@ -14,6 +14,18 @@ os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZER
 for name in ("RAY_ADDRESS", "LOCKSTEP_SERVER"):
     os.environ.pop(name, None)
 
+
+@pytest.fixture(autouse=True)
+def all_threads(monkeypatch: pytest.MonkeyPatch) -> Generator[None, None, None]:
+    """Have workers compute the small networks of tests in all their threads, as they do large ones."""
+    from lockstep_worker import shares
+
+    monkeypatch.setattr(shares, "SMALL_MULTIPLICATIONS", 0)
+    shares.plan.cache_clear()
+    yield
+    shares.plan.cache_clear()
+
+
 Report = pytest.TestReport | pytest.CollectReport
 
 

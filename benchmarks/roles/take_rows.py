@@ -10,7 +10,8 @@ from benchmarks.networks import CASES
 from benchmarks.roles.worker import noise
 from lockstep_proto.codec import Sums
 from lockstep_proto.spec import read_spec
-from lockstep_worker.backprop import Backprop, Batch
+from lockstep_worker.backprop import Backprop
+from lockstep_worker.batches import Batch
 from lockstep_worker.network import Network
 from lockstep_worker.shard import Shard
 

@@ -10,6 +10,7 @@ import numpy as np
 from lockstep_proto import codec
 from lockstep_proto.numerics import fingerprint
 from lockstep_proto.v1 import training_pb2
+from lockstep_worker import shares
 from lockstep_worker.engine import Engine
 from lockstep_worker.session import Compute, Dial, Effect, End, Job, Joined, Send, Session
 from tests.simulator import jobs
@@ -18,6 +19,8 @@ from tests.simulator.network import End as StreamEnd
 from tests.simulator.network import Failure, Network, Stream
 from tests.simulator.rpc import answers
 from tests.simulator.server import ADDRESS
+
+shares.SMALL_MULTIPLICATIONS = 0  # small networks, too, are computed by all threads, in any order
 
 
 class Worker:

@@ -7,8 +7,9 @@ import pytest
 
 from lockstep_proto.spec import read_spec
 from lockstep_worker import backprop
-from lockstep_worker.backprop import Backprop, Batch
+from lockstep_worker.backprop import Backprop
 from lockstep_worker.bands import Bands
+from lockstep_worker.batches import Batch
 from lockstep_worker.losses import Loss
 from lockstep_worker.metric import metric_from_spec
 from lockstep_worker.network import Network

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from lockstep_proto.spec import read_spec
-from lockstep_worker.backprop import Backprop, Batch
+from lockstep_worker.backprop import Backprop
+from lockstep_worker.batches import Batch
 from lockstep_worker.network import Network
 from lockstep_worker.shard import Shard
 

@@ -119,7 +119,7 @@ def test_a_step_that_is_superseded_is_left_off_between_the_layers_of_stacked_sha
     monkeypatch.setattr(stacking, "keeps_bits", lambda *_: True)
     monkeypatch.setattr(sys.modules[__name__], "SPEC", read_spec(to_dict(SPEC) | {"batch_size": 5}))
     asked, looks = Asked({0: NAN}), iter([False, False, True])  # the node, layer 3, layer 2
-    chunks = asked.answer(task(STEP, (0, 4)), superseded=lambda: next(looks))
+    chunks = asked.answer(task(STEP, (0, 4)), superseded=lambda: next(looks, True))
     assert [chunk.chunk_index for chunk in chunks] == [1], "of layer 3 alone"
 
 

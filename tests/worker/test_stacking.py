@@ -7,7 +7,8 @@ from lockstep_proto import bfloat16, codec, tree
 from lockstep_proto.spec import read_spec
 from lockstep_proto.v1 import training_pb2
 from lockstep_worker import stacking
-from lockstep_worker.backprop import Backprop, Batch
+from lockstep_worker.backprop import Backprop
+from lockstep_worker.batches import Batch
 from lockstep_worker.engine import Engine
 from lockstep_worker.following import Task
 from lockstep_worker.network import Network

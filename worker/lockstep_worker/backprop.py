@@ -73,7 +73,7 @@ are (lockstep_proto.bfloat16).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -83,33 +83,18 @@ from lockstep_proto import bfloat16, tree
 from lockstep_proto.codec import Sums
 from lockstep_proto.v1 import job_pb2
 from lockstep_worker.bands import Bands
+from lockstep_worker.batches import Batch, Inputs, inputs
 from lockstep_worker.losses import Loss, loss_from_spec
 from lockstep_worker.metric import Metric, metric_from_spec
 from lockstep_worker.network import BLOCK_ROWS, Network
 from lockstep_worker.order import dropout_stream
 from lockstep_worker.shard import Shard
-from lockstep_worker.workspace import Block, InputRows, Workspace
+from lockstep_worker.workspace import Block, Workspace
 
 Array = npt.NDArray[Any]
 Views = Sequence[tuple[Array, Array]]
 Streams = list[np.random.Generator | None]
 _NO_ROWS = Sums(0.0, 0.0, 0.0)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows of one shard. `rows` are their numbers within the shard, or None for all in their natural order."""
-
-    shard: Shard
-    rows: Array | None
-    seed: int = 0
-    step: int = 0
-    shard_index: int = 0
-
-    @property
-    def num_rows(self) -> int:
-        """How many rows there are."""
-        return self.shard.num_rows if self.rows is None else len(self.rows)
 
 
 class Backprop:
@@ -121,6 +106,7 @@ class Backprop:
         self._loss = loss
         self._metric = metric
         self._workspace = Workspace(network, loss.fused)
+        self._ahead: tuple[Sequence[Batch], Inputs] | None = None
         self._scratch: Views | None = None
         self._rights: list[Array] = []  # by depth in the tree, each as large as the largest layer
 
@@ -146,7 +132,7 @@ class Backprop:
         sums = _NO_ROWS
         for lo, hi in _blocks(batch.num_rows):
             block = self._workspace.block(hi - lo)
-            x, y, w = _gather(block, batch, lo, hi)
+            x, y, w = self._inputs(block, (batch,), lo, hi)
             sums = sums.plus(*self._forward(block, parameters, x, y, w, streams))
             self._output_error(block, w)
             into = out if lo == 0 else self._scratch_views(out)
@@ -172,8 +158,7 @@ class Backprop:
         """
         rows = batches[0].num_rows
         block = self._workspace.block(rows * len(batches))
-        parts = [block.part(slice(lo, lo + rows)) for lo in range(0, rows * len(batches), rows)]
-        x, y, w = _stack(block, [_gather(part, batch, 0, rows) for part, batch in zip(parts, batches, strict=True)])
+        x, y, w = self._inputs(block, batches, 0, rows)
         streams = [self._dropout_streams(batch) for batch in batches]
         sums = _tree_sum(self._forward(block, parameters, x, y, w, streams))
         self._output_error(block, w)
@@ -219,9 +204,22 @@ class Backprop:
         batch, sums = Batch(shard, None), _NO_ROWS
         for lo, hi in _blocks(shard.num_rows):
             block = self._workspace.block(hi - lo)
-            x, y, w = _gather(block, batch, lo, hi)
+            x, y, w = self._inputs(block, (batch,), lo, hi)
             sums = sums.plus(*self._forward(block, parameters, x, y, w, [None]))
         return sums
+
+    def take_ahead(self, batches: Sequence[Batch]) -> None:
+        """Take the rows that `gradient` or `node` will most likely be asked for next, of one block at most each."""
+        rows = batches[0].num_rows
+        if 0 < rows <= BLOCK_ROWS:
+            self._ahead = batches, inputs(self._workspace.block(rows * len(batches)), batches, 0, rows)
+
+    def _inputs(self, block: Block, batches: Sequence[Batch], lo: int, hi: int) -> Inputs:
+        """Return X, Y and w of some rows of each batch. What was taken ahead is good for once."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and len(ahead[0]) == len(batches) and all(map(is_, ahead[0], batches)):
+            return ahead[1]
+        return inputs(block, batches, lo, hi)
 
     def _forward(
         self, block: Block, parameters: Views, x: Array, y: Array, w: Array | None, streams: Sequence[Streams | None]
@@ -287,27 +285,6 @@ class Backprop:
         return self._scratch
 
 
-def _gather(block: Block | InputRows, batch: Batch, lo: int, hi: int) -> tuple[Array, Array, Array | None]:
-    """Return X, Y and w of some rows; without a copy where they are whole ranges of the shard."""
-    shard = batch.shard
-    if batch.rows is None:
-        x, y = shard.x[lo:hi], shard.y[lo:hi]
-        w = None if shard.weight is None else shard.weight[lo:hi]
-    else:
-        rows = batch.rows[lo:hi]
-        # mode "clip": with "raise" numpy would write to `out` through a copy
-        x = np.take(shard.x, rows, axis=0, out=block.x, mode="clip")
-        y = shard.y[rows] if shard.y.ndim == 1 else np.take(shard.y, rows, axis=0, out=block.y, mode="clip")
-        w = None if shard.weight is None else shard.weight[rows]
-    return x, y if y.ndim == 2 else _one_hot(block, y), w
-
-
-def _one_hot(block: Block | InputRows, labels: Array) -> Array:
-    block.y.fill(0)
-    block.y[block.index, labels] = 1
-    return block.y
-
-
 def _of_rows(layer: tuple[Array, Array], rows: slice) -> Sequence[Array]:
     """Return some rows of W^l or ΔW^l, with b^l or Δb^l if they are the last ones."""
     weights, biases = layer
@@ -323,17 +300,6 @@ def _gradient_rows(z: Array, d: Array, out: Sequence[Array]) -> None:
     np.matmul(z.T, d, out=out[0])  # (rows of n_{l-1}, n_l)
     for biases in out[1:]:
         np.add.reduce(d, axis=0, out=biases)  # (n_l,)
-
-
-def _stack(block: Block, gathered: Sequence[tuple[Array, Array, Array | None]]) -> tuple[Array, Array, Array | None]:
-    """Return X, Y and w of shards whose rows are one below the other in a block, or are brought there."""
-    rows = len(gathered[0][0])
-    for lo, (x, y, _) in zip(range(0, len(block.x), rows), gathered, strict=True):
-        for source, place in ((x, block.x[lo : lo + rows]), (y, block.y[lo : lo + rows])):
-            if not np.may_share_memory(source, place):
-                place[...] = source
-    weights = [w for _, _, w in gathered if w is not None]
-    return block.x, block.y, np.concatenate(weights) if weights else None
 
 
 def _tree_sum(sums: Sequence[Sums]) -> Sums:

@@ -49,11 +49,10 @@ class NodeSums:
         self._lock = threading.Lock()
         self._spare: list[Gradient] = []
 
-    def begin(self, ranges: Iterable[tuple[int, int]], emit: Emit) -> None:
-        """Begin a step on the shards of `ranges`. Threads may call `emit` at the same time."""
-        nodes = [node for lo, hi in ranges for node in tree.top_nodes(lo, hi, self._num_shards)]
+    def begin(self, tops: Iterable[Node], emit: Emit) -> None:
+        """Begin a step on the shards of some top nodes. Threads may call `emit` at the same time."""
         self._emit = emit
-        self._tops = {node: _Top() for node in nodes}
+        self._tops = {node: _Top() for node in tops}
         self._values: dict[tuple[int, Node], tuple[Gradient, Sums]] = {}
 
     def buffer(self) -> Gradient:
