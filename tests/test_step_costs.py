@@ -6,6 +6,7 @@ All of it is exact, so these tests hold what makes a step fast without measuring
 import itertools
 import tracemalloc
 from collections import Counter, deque
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from lockstep_proto.v1 import training_pb2
 from lockstep_server.update import CHUNK_BYTES
 from lockstep_worker.engine import Engine
 from lockstep_worker.following import Following, Task
+from tests.messages import parameter_message
 from tests.one_thread import OneThreadCluster
 from tests.plain_loop import Settings
 from tests.shards import shards_of
@@ -139,49 +141,67 @@ def test_an_uneven_share_costs_the_top_nodes_of_its_range():
 
 
 class Copies:
-    """Stands in for the codec's encoders, which copy a chunk once each, and notes whose memory they read."""
+    """Stands in for the codec's encoder, which copies a chunk once, and notes whose memory it reads."""
 
     def __init__(self, monkeypatch):
-        self.sources = {"encode_node_chunk": [], "encode_parameter_chunk": []}
-        for name, sources in self.sources.items():
-            monkeypatch.setattr(codec, name, self._double(getattr(codec, name), sources))
+        self.sources = []
+        encode = codec.encode_node_chunk
 
-    def _double(self, encode, sources):
         def double(chunk):
-            sources.append(np.frombuffer(chunk.data, np.uint8))
+            self.sources.append(np.frombuffer(chunk.data, np.uint8))
             return encode(chunk)
 
-        return double
+        monkeypatch.setattr(codec, "encode_node_chunk", double)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_a_chunk_is_copied_once_by_each_worker_that_sends_it_and_once_by_the_server(monkeypatch, workers):
+def test_a_chunk_is_copied_once_by_each_worker_that_sends_it(monkeypatch, workers):
     sizes = SIZES["several chunks"]
     made = cluster(sizes, workers)
     run_to(made, FIRST)
     copies = Copies(monkeypatch)
     run_to(made, LAST)
     chunks = (LAST - FIRST) * -(-4 * num_parameters(sizes) // CHUNK_BYTES)
-    assert len(copies.sources["encode_node_chunk"]) == workers * chunks
-    assert len(copies.sources["encode_parameter_chunk"]) == chunks
+    assert len(copies.sources) == workers * chunks
 
 
-@pytest.mark.parametrize("encoder", ["encode_node_chunk", "encode_parameter_chunk"])
-def test_what_is_sent_is_encoded_from_buffers_that_every_step_uses_again(monkeypatch, encoder):
+def test_what_workers_send_is_encoded_from_buffers_that_every_step_uses_again(monkeypatch):
     made = cluster(SIZES["several chunks"], 1)
     run_to(made, FIRST)
     copies = Copies(monkeypatch)
     run_to(made, LAST)
-    sources = copies.sources[encoder]
+    sources = copies.sources
     half = len(sources) // (LAST - FIRST)
     for first, second in zip(sources[:half], sources[half:], strict=True):
         assert np.shares_memory(first, second)
 
 
+@pytest.mark.parametrize("clip_norm", [None, 1e-3])
+def test_the_server_sends_the_parameters_from_where_the_update_has_written_them(monkeypatch, clip_norm):
+    made = cluster(SIZES["several chunks"], 1, clip_norm=clip_norm)
+    run_to(made, FIRST)
+    optimizer, written = made.training.update._optimizer, []
+
+    def double(out, *arguments):
+        written.append(out)
+        optimizer.update(out, *arguments)
+
+    monkeypatch.setattr(made.training.update, "_optimizer", replace(optimizer, update=double))
+    count(made)
+    run_to(made, FIRST + 1)
+    messages = [m for m in made.peers["w0"].to_worker.sent if len(m) > CHUNK_BYTES / 10]
+    assert messages
+    for message in messages:
+        values = np.frombuffer(codec.decode_server_message(message).data, np.float32)
+        lying_in_it = [out for out in written if np.shares_memory(out, values)]
+        assert sum(out.size for out in lying_in_it) == values.size
+        assert (np.concatenate(lying_in_it) == values).all()
+
+
 def test_what_is_received_is_used_where_it_lies():
     values = np.arange(1000, dtype=np.float32)
     up = codec.encode_node_chunk(NodeChunk(1, 2, (0, 8), 0, codec.Sums(1.0, 2.0, 3.0), 0.5, values.data))
-    down = codec.encode_parameter_chunk(ParameterChunk(1, 2, 0, values.data))
+    down = parameter_message(ParameterChunk(1, 2, 0, values.data))
     for message, decode in ((up, codec.decode_worker_message), (down, codec.decode_server_message)):
         assert np.shares_memory(np.frombuffer(decode(message).data, np.uint8), np.frombuffer(message, np.uint8))
 

@@ -54,6 +54,20 @@ def pack(values: Array) -> Array:
     return np.right_shift(values.view(np.uint32), 16, out=packed, casting="unsafe")
 
 
+def pack_rounded(values: Array, packed: Array) -> None:
+    """Write float32 values, none of which may be NaN, to `packed`: rounded, in two bytes each."""
+    bits = values.view(np.uint32)
+    scratch = np.empty(min(BLOCK, values.size), np.uint32)
+    for lo in range(0, values.size, BLOCK):
+        block = bits[lo : lo + BLOCK]
+        up = scratch[: block.size]
+        np.right_shift(block, 16, out=up)
+        up &= 1  # a tie goes to the even one
+        up += 0x7FFF
+        up += block
+        np.right_shift(up, 16, out=packed[lo : lo + BLOCK], casting="unsafe")
+
+
 def unpack(packed: Array, out: Array) -> None:
     """Write packed values to `out`, a vector of float32."""
     np.left_shift(packed, 16, out=out.view(np.uint32), dtype=np.uint32)

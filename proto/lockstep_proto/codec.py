@@ -1,4 +1,4 @@
-"""The encoding of chunk messages: valid protobuf whose data is copied once.
+"""The encoding of chunk messages: valid protobuf whose data is copied once, or not at all.
 
 A NodeChunk in its WorkerMessage, and a ParameterChunk in its ServerMessage, are written with all fields in the order
 of their numbers, lengths as varints of five bytes, and padding that makes the header as long as its struct, so that
@@ -83,14 +83,12 @@ def encode_node_chunk(chunk: NodeChunk) -> bytes:
     return b"".join((header, chunk.data)) if size else header
 
 
-def encode_parameter_chunk(chunk: ParameterChunk) -> bytes:
-    """Return the ServerMessage that holds `chunk`."""
-    size = memoryview(chunk.data).nbytes
+def write_parameter_header(message: memoryview, attempt: int, version: int, chunk_index: int) -> None:
+    """Make `message`, whose values lie behind the header, the ServerMessage that holds a ParameterChunk of them."""
+    size = message.nbytes - _PARAMETERS.size
     outer = _varint(_PARAMETERS.size - _ENVELOPE_BYTES + size)
     t0, t1, t2, t3, pad, t15 = _PARAMETERS_TAGS
-    inner = _varint(size)
-    header = _PARAMETERS.pack(t0, outer, t1, chunk.attempt, t2, chunk.version, t3, chunk.chunk_index, pad, t15, inner)
-    return b"".join((header, chunk.data))
+    _PARAMETERS.pack_into(message, 0, t0, outer, t1, attempt, t2, version, t3, chunk_index, pad, t15, _varint(size))
 
 
 def decode_worker_message(message: Data) -> NodeChunk | training_pb2.WorkerMessage:
@@ -125,11 +123,6 @@ def decode_server_message(message: Data) -> ParameterChunk | training_pb2.Server
         return parsed
     c = parsed.chunk
     return ParameterChunk(c.attempt, c.version, c.index, memoryview(c.data))
-
-
-def parameter_data(message: Data) -> memoryview:
-    """Return the data of a message made by `encode_parameter_chunk`, without copying it."""
-    return memoryview(message)[_PARAMETERS.size :]
 
 
 @lru_cache(maxsize=4096)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from lockstep_proto.codec import Data
 from lockstep_proto.v1 import service_pb2
 from lockstep_server.records import EpochRecord, KeptVersion, Outcome, StepRecord
 
@@ -13,7 +14,7 @@ class Send(NamedTuple):
 
     worker_ids: Sequence[str]
     version: int
-    message: bytes
+    message: Data
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 import math
 from typing import TYPE_CHECKING
 
-from lockstep_server import norms
 from lockstep_server.metrics import Metrics
 from lockstep_server.records import EpochRecord, StepRecord
 from lockstep_server.speed import Speed
@@ -46,8 +45,7 @@ class Measures:
             value = getattr(record, name)
             if not math.isnan(value):
                 self.latest[name] = value
-        weight_norms = norms.layer_norms(update.layout, update.parameters.flat())
-        self._metrics.norms(self._job_id, update.layer_norms, weight_norms)
+        self._metrics.norms(self._job_id, update.gradient_norms, update.parameter_norms)
         self._metrics.epoch(self._job_id, record)
 
     def count(self, training: "Training") -> None:

@@ -12,16 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lockstep_proto.layout import Layout
-
 Array = npt.NDArray[Any]
 BLOCK = 65_536
-
-
-def block_squares(values: Array) -> list[float]:
-    """Return Σ x² of each block of `values`, a chunk that begins at a multiple of BLOCK. Squares are in float64."""
-    scratch = np.empty(min(BLOCK, values.size), np.float64)
-    return [square_sum(values[lo : lo + BLOCK], scratch) for lo in range(0, values.size, BLOCK)]
 
 
 def square_sum(block: Array, scratch: npt.NDArray[np.float64]) -> float:
@@ -42,8 +34,3 @@ def total(blocks: Iterable[float]) -> float:
 def norm(blocks: Iterable[float]) -> float:
     """Return the Euclidean norm from the squares of all blocks, in order."""
     return math.sqrt(total(blocks))
-
-
-def layer_norms(layout: Layout, flat: Array) -> list[float]:
-    """Return the norm of W^l and b^l together, for l = 2..L: for people, each layer cut into blocks of its own."""
-    return [norm(block_squares(flat[part])) for part in layout.layer_slices]

@@ -3,6 +3,8 @@
 from collections import deque
 from collections.abc import Callable
 
+from lockstep_proto.codec import Data
+
 MAX_VERSIONS = 2  # a worker further behind drops its work and gets the newest version whole
 
 
@@ -14,7 +16,7 @@ class Outbox:
 
     def __init__(self, filled: Callable[[], None], listen: Callable[[bool], None] = lambda _: None) -> None:
         self.listen = listen
-        self._messages: deque[tuple[int | None, bytes]] = deque()
+        self._messages: deque[tuple[int | None, Data]] = deque()
         self._filled = filled
         self._closing = False
 
@@ -23,12 +25,12 @@ class Outbox:
         """Whether the last message has been taken out."""
         return self._closing and not self._messages
 
-    def put(self, version: int | None, message: bytes) -> None:
+    def put(self, version: int | None, message: Data) -> None:
         """Queue a message."""
         self._messages.append((version, message))
         self._filled()
 
-    def put_if_empty(self, version: int, message: bytes) -> None:
+    def put_if_empty(self, version: int, message: Data) -> None:
         """Queue a message unless others wait, which say as much."""
         if not self._messages and not self._closing:
             self.put(version, message)
@@ -42,7 +44,7 @@ class Outbox:
         """Throw away what is queued of versions."""
         self._messages = deque(queued for queued in self._messages if queued[0] is None)
 
-    def close(self, message: bytes | None) -> None:
+    def close(self, message: Data | None) -> None:
         """Queue the last message, or none, unless that has been done already."""
         if self._closing:
             return
@@ -51,6 +53,6 @@ class Outbox:
             self._messages.append((None, message))
         self._filled()
 
-    def pop(self) -> bytes | None:
+    def pop(self) -> Data | None:
         """Take out the next message; None if there is none now."""
         return self._messages.popleft()[1] if self._messages else None

@@ -2,12 +2,14 @@
 
 The version that workers compute on, and the optimizer state that belongs to it, stay whole until every chunk of the
 next version is there: a step can be abandoned at any time. The parameters of a version are the encoded messages that
-carry them, one immutable `bytes` a chunk, shared by all streams. Where parameters travel as bfloat16, there are
+carry them, one a chunk, written once and shared by all streams. Where parameters travel as bfloat16, there are
 messages of them rounded, too.
+
+What leaves the range of numbers raises a flag of the processor, which numpy looks at after each operation; the values
+themselves are looked at only then.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +21,7 @@ from lockstep_proto.layout import Chunking, Layout, clip_slices
 from lockstep_proto.v1 import job_pb2
 from lockstep_server import norms, penalties
 from lockstep_server.optimizers import State, optimizer_from_spec
-from lockstep_server.parameters import Parameters
+from lockstep_server.parameters import Draft, Parameters
 from lockstep_server.schedules import learning_rates
 
 Array = npt.NDArray[Any]
@@ -46,6 +48,7 @@ class _Block:
     part: slice  # of the flat vector
     in_chunk: slice
     weights: list[slice]  # the parts in W^l, counted from its beginning
+    layers: list[tuple[int, slice]]  # the parts in W^l and b^l, and the layers' indices
 
 
 class ParameterUpdate:
@@ -76,40 +79,54 @@ class ParameterUpdate:
         self._clip_norm = spec.clip_norm if spec.HasField("clip_norm") else None
         ranges = [self.chunking.range(i) for i in range(self.chunking.num_chunks)]
         self._blocks = [_blocks(self.layout, lo, hi) for lo, hi in ranges]  # of each chunk
-        largest = max(hi - lo for lo, hi in ranges)
-        self._gradient = np.empty(self.layout.num_parameters if self._clip_norm else norms.BLOCK, self.layout.dtype)
-        self._out = np.empty(largest, self.layout.dtype)
-        self._scratch = np.empty(min(largest, norms.BLOCK), np.float64)
-        self._finite = np.empty(min(largest, norms.BLOCK), np.bool_)
-        messages = [self._encode(version, i, parameters[lo:hi]) for i, (lo, hi) in enumerate(ranges)]
-        self.parameters = Parameters(self.layout, messages)
-        self.messages: Sequence[bytes] = messages  # the present version as workers compute steps from it
-        if self.rounds:
-            parts = (parameters[lo:hi].copy() for lo, hi in ranges)
-            self.messages = [self._encode_rounded(version, i, part) for i, part in enumerate(parts)]
+        largest = min(norms.BLOCK, self.layout.num_parameters)
+        self._gradient = np.empty(self.layout.num_parameters if self._clip_norm else largest, self.layout.dtype)
+        self._scratch = np.empty(largest, np.float64)
+        self._flagged = False  # by an operation whose result is not finite
+        self._finite = all(np.isfinite(part).all() for part in (parameters, *self._state.values()))
         self.measure_layers = False
-        self.layer_norms: list[float] = []
+        self.gradient_norms: list[float] = []  # of each layer, where that was wanted
+        self.parameter_norms: list[float] = []
+        self._draft(version)
+        for i, (lo, hi) in enumerate(ranges):
+            self._next.values(i)[:] = parameters[lo:hi]
+            self._made(i)
+        self._take_over()
         self._begin()
 
-    def _begin(self) -> None:
-        num_chunks = len(self._blocks)
-        self._next_parameters: list[bytes | None] = [None] * num_chunks
-        self.next_messages = self._next_parameters  # what there is of those to come
+    def _draft(self, version: int) -> None:
+        """Make room for the messages of a version."""
+        self._next = self._next_rounded = Draft(self.chunking, self.layout.dtype, self._attempt, version)
         if self.rounds:
-            self.next_messages = [None] * num_chunks
-        self._layer_squares = [0.0] * self.layout.num_layers
+            self._next_rounded = Draft(self.chunking, bfloat16.DTYPE, self._attempt, version)
+        self.next_messages = self._next_rounded.messages  # what there is of those that workers get
+
+    def _take_over(self) -> None:
+        """Make the parameters of the next version, which are whole, the present ones."""
+        self.parameters = Parameters(self.layout, self._next.whole())
+        self.messages = self._next_rounded.whole()  # the present version as workers compute steps from it
+
+    def _begin(self) -> None:
+        """Begin the next version. What has gone out of one that was begun before stays as it is."""
+        num_chunks = len(self._blocks)
+        self._draft(self.version + 1)
+        self._gradient_squares = [0.0] * self.layout.num_layers
+        self._parameter_squares = [0.0] * self.layout.num_layers
         self._squares: list[list[float]] = [[] for _ in range(num_chunks)]
         self._penalties: list[list[float]] = [[] for _ in range(num_chunks)]
         self.learning_rate = self._learning_rates(self.version)
 
-    @np.errstate(all="ignore")  # what is not finite is found below
-    def apply(self, chunk_index: int, gradient_sum: Array, weight: float) -> bytes | None:
+    def apply(self, chunk_index: int, gradient_sum: Array, weight: float) -> codec.Data | None:
         """Update one chunk by its summed gradient. Return the new chunk's message, or None when clipping must wait.
 
         Raises NotFiniteError or OverflowedError; the present version and its optimizer state stay as they are.
         """
         failpoints.hit("server.update.chunk")
-        w = self.parameters.chunk(chunk_index)
+        with self._watched():
+            return self._applied(chunk_index, gradient_sum, weight)
+
+    def _applied(self, chunk_index: int, gradient_sum: Array, weight: float) -> codec.Data | None:
+        w, out = self.parameters.chunk(chunk_index), self._next.values(chunk_index)
         divisor = self.layout.dtype.type(weight)
         squares, values = self._squares[chunk_index], self._penalties[chunk_index]
         penalty = self._spec.penalty
@@ -123,12 +140,12 @@ class ParameterUpdate:
             if not math.isfinite(squares[-1]):
                 raise NotFiniteError(f"the gradient of layer {self._layer_of(block, np.isfinite(g))} is not finite")
             if self.measure_layers:
-                self._measure(block, g)
+                self._measure(self._gradient_squares, block, g)
             if self._clip_norm is None:
-                self._update(block, w, g)
+                self._update(block, out, w, g)
         return None if self._clip_norm else self._made(chunk_index)
 
-    def finish(self) -> list[bytes]:
+    def finish(self) -> list[codec.Data]:
         """Update all chunks that have waited for the global norm. Return their messages. Raises OverflowedError."""
         return [] if self._clip_norm is None else self._clip(self._clip_norm)
 
@@ -139,11 +156,9 @@ class ParameterUpdate:
     def commit(self) -> None:
         """Make the next version, which is whole, the present one."""
         if self.measure_layers:
-            self.layer_norms = [math.sqrt(squares) for squares in self._layer_squares]
-        self.parameters = Parameters(self.layout, [message for message in self._next_parameters if message is not None])
-        self.messages = self.parameters.messages
-        if self.rounds:
-            self.messages = [message for message in self.next_messages if message is not None]
+            self.gradient_norms = [math.sqrt(squares) for squares in self._gradient_squares]
+            self.parameter_norms = [math.sqrt(squares) for squares in self._parameter_squares]
+        self._take_over()
         spare = _like(self._state) if self._state_is_shared else self._state
         self._state, self._next_state, self._state_is_shared = self._next_state, spare, False
         self.version += 1
@@ -167,51 +182,51 @@ class ParameterUpdate:
         """Return where the gradient of a block is made: all are kept only where clipping has to wait for the norm."""
         return self._gradient[block.part] if self._clip_norm else self._gradient[: block.part.stop - block.part.start]
 
-    def _measure(self, block: _Block, g: Array) -> None:
-        """Add the block's share to the squares of each layer's gradient; for people, not for the mathematics."""
-        for i, layer in enumerate(self.layout.layer_slices):
-            part = g[max(layer.start - block.part.start, 0) : max(layer.stop - block.part.start, 0)]
-            self._layer_squares[i] += norms.square_sum(part, self._scratch)
+    def _measure(self, layers: list[float], block: _Block, values: Array) -> None:
+        """Add the block's share to the squares of each layer; for people, not for the mathematics."""
+        for layer, part in block.layers:
+            layers[layer] += norms.square_sum(values[part], self._scratch)
 
-    @np.errstate(all="ignore")
-    def _clip(self, clip_norm: float) -> list[bytes]:
+    def _clip(self, clip_norm: float) -> list[codec.Data]:
         norm = self.gradient_norm()
-        if norm > clip_norm:
-            self._gradient *= self.layout.dtype.type(clip_norm / norm)
-        return [self._updated(chunk_index) for chunk_index in range(len(self._blocks))]
+        with self._watched():
+            if norm > clip_norm:
+                self._gradient *= self.layout.dtype.type(clip_norm / norm)
+            return [self._updated(chunk_index) for chunk_index in range(len(self._blocks))]
 
-    def _updated(self, chunk_index: int) -> bytes:
-        w = self.parameters.chunk(chunk_index)
+    def _updated(self, chunk_index: int) -> codec.Data:
+        w, out = self.parameters.chunk(chunk_index), self._next.values(chunk_index)
         for block in self._blocks[chunk_index]:
-            self._update(block, w, self._gradient_of(block))
+            self._update(block, out, w, self._gradient_of(block))
         return self._made(chunk_index)
 
-    def _update(self, block: _Block, w: Array, g: Array) -> None:
-        out = self._out[block.in_chunk]
+    def _update(self, block: _Block, out: Array, w: Array, g: Array) -> None:
+        out = out[block.in_chunk]
         state = {name: values[block.part] for name, values in self._state.items()}
         new = {name: values[block.part] for name, values in self._next_state.items()}
         rate = self.learning_rate
+        self._flagged = not self._finite
         self._optimizer.update(out, w[block.in_chunk], g, state, new, rate, self.num_updates, block.weights)
-        finite = self._finite[: out.size]
-        if not np.isfinite(out, out=finite).all():
-            raise OverflowedError(f"the update of layer {self._layer_of(block, finite)} leaves the range of numbers")
+        if self._flagged and not np.isfinite(out).all():
+            layer = self._layer_of(block, np.isfinite(out))
+            raise OverflowedError(f"the update of layer {layer} leaves the range of numbers")
+        if self.measure_layers:
+            self._measure(self._parameter_squares, block, out)
 
-    def _made(self, chunk_index: int) -> bytes:
-        """Keep what `out` holds as a chunk of the next version. Return the message that goes to workers."""
-        lo, hi = self.chunking.range(chunk_index)
-        out, version = self._out[: hi - lo], self.version + 1
-        message = self._next_parameters[chunk_index] = self._encode(version, chunk_index, out)
+    def _made(self, chunk_index: int) -> codec.Data:
+        """Make the messages of a chunk whose values have been written. Return the one that goes to workers."""
+        message = self._next.make(chunk_index)
         if self.rounds:
-            message = self.next_messages[chunk_index] = self._encode_rounded(version, chunk_index, out)
+            bfloat16.pack_rounded(self._next.values(chunk_index), self._next_rounded.values(chunk_index))
+            message = self._next_rounded.make(chunk_index)
         return message
 
-    def _encode(self, version: int, chunk_index: int, values: Array) -> bytes:
-        return codec.encode_parameter_chunk(codec.ParameterChunk(self._attempt, version, chunk_index, values.data))
+    def _watched(self) -> "np.errstate":
+        """Take note of operations whose results are not finite."""
+        return np.errstate(all="call", under="ignore", call=self._flag)
 
-    def _encode_rounded(self, version: int, chunk_index: int, values: Array) -> bytes:
-        """Encode values as bfloat16. They are rounded in place."""
-        bfloat16.round_in_place(values)
-        return self._encode(version, chunk_index, bfloat16.pack(values))
+    def _flag(self, kind: str, flag: int) -> None:
+        self._flagged = True
 
     def _layer_of(self, block: _Block, finite: Array) -> int:
         return self.layout.layer_of(block.part.start + int(np.argmin(finite)))
@@ -224,6 +239,11 @@ def _like(state: State) -> State:
 def _blocks(layout: Layout, lo: int, hi: int) -> list[_Block]:
     """Cut a chunk into the blocks of the norms."""
     return [
-        _Block(slice(a, b), slice(a - lo, b - lo), clip_slices(layout.weight_slices, a, b))
+        _Block(slice(a, b), slice(a - lo, b - lo), clip_slices(layout.weight_slices, a, b), _layers(layout, a, b))
         for a, b in ((a, min(a + norms.BLOCK, hi)) for a in range(lo, hi, norms.BLOCK))
     ]
+
+
+def _layers(layout: Layout, lo: int, hi: int) -> list[tuple[int, slice]]:
+    parts = [(layer, clip_slices([part], lo, hi)) for layer, part in enumerate(layout.layer_slices)]
+    return [(layer, part) for layer, found in parts for part in found]

@@ -117,6 +117,16 @@ def test_vectors_are_rounded_whole_in_their_place(size):
     assert same(values[[0, -1]], before[[0, -1]])
 
 
+@pytest.mark.parametrize("size", [0, 1, bfloat16.BLOCK + 1, 2 * bfloat16.BLOCK + 5])
+def test_rounding_and_packing_at_once_gives_the_same(size):
+    bits = np.random.default_rng(size).integers(0, 2**32, size, np.uint32)
+    values = bits.view(np.float32)
+    values[np.isnan(values)] = np.inf
+    packed = np.empty(size, bfloat16.DTYPE)
+    bfloat16.pack_rounded(values, packed)
+    assert (packed == bfloat16.pack(plain_loop.to_bfloat16(values))).all()
+
+
 @pytest.mark.parametrize(("wire_dtype", "travels"), [(None, False), ("float32", False), ("bfloat16", True)])
 def test_a_job_says_whether_it_wants_it(wire_dtype, travels):
     network = {"inputs": 2, "layers": [{"units": 1}]}

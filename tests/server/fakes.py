@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lockstep_proto.codec import ParameterChunk, encode_parameter_chunk
+from lockstep_proto.codec import ParameterChunk
 from lockstep_proto.layout import Layout, digest
 from lockstep_proto.v1 import job_pb2, service_pb2, training_pb2
 from lockstep_proto.v1.numerics_pb2 import NumericsFingerprint
@@ -31,6 +31,7 @@ from lockstep_server.supervisor import Supervisor
 from lockstep_server.tools import Tools
 from lockstep_server.uploads import Uploads
 from lockstep_server.watchdog import Watchdog
+from tests.messages import parameter_message
 
 FINGERPRINT = NumericsFingerprint(numerics_revision=1, numpy_version="2.4")
 NUM_PARAMETERS = 3 * 2 + 2
@@ -149,7 +150,7 @@ class FakeRun:
     def parameters(self, of: int | None = None) -> Parameters:
         values = np.full(NUM_PARAMETERS, self.step if of is None else of, np.float32)
         chunk = ParameterChunk(1, self.step, 0, values.data)
-        return Parameters(Layout.from_spec(self.spec), [encode_parameter_chunk(chunk)])
+        return Parameters(Layout.from_spec(self.spec), [parameter_message(chunk)])
 
     def checkpoint_written(self) -> None:
         self.num_written += 1

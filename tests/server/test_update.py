@@ -1,11 +1,13 @@
 """One update of the parameters, against its formula written out."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from lockstep_proto.spec import read_spec
-from lockstep_server.update import ParameterUpdate
+from lockstep_server.update import OverflowedError, ParameterUpdate
 
 SPEC = read_spec(
     {
@@ -50,3 +52,119 @@ def test_what_was_handed_out_is_not_written_any_more():
     for name, values in expected[1].items():
         np.testing.assert_array_equal(state[name], values)
         assert not np.array_equal(update.optimizer_state()[name], values)
+
+
+OPTIMIZERS = {
+    "sgd": {"sgd": {}},
+    "momentum": {"sgd": {"momentum": 0.9}},
+    "nesterov": {"sgd": {"momentum": 0.9, "nesterov": True}},
+    "adagrad": {"adagrad": {}},
+    "rmsprop": {"rmsprop": {}},
+    "adam": {"adam": {}},
+    "adamw": {"adamw": {"weight_decay": 1e-3}},
+}
+SIZES = 70, 1000, 3  # more than a block of the norms, and a rest that fills no register of the processor
+NUM_PARAMETERS = 70 * 1000 + 1000 + 1000 * 3 + 3
+LAYERS = [slice(0, 71_000), slice(71_000, NUM_PARAMETERS)]
+
+
+def update_of(parameters, optimizer, learning_rate, **changes):
+    ((kind, fields),) = optimizer.items()
+    spec = read_spec(
+        {
+            "network": {"inputs": SIZES[0], "layers": [{"units": units} for units in SIZES[1:]]},
+            "loss": "norm",
+            "optimizer": {kind: fields | {"learning_rate": learning_rate}},
+            "batch_size": 8,
+            "epochs": 1,
+            "dtype": parameters.dtype.name,
+        }
+        | changes
+    )
+    return ParameterUpdate(spec, attempt=1, version=0, parameters=parameters, state=None, num_updates=0)
+
+
+def step(update, g):
+    for i in range(update.chunking.num_chunks):
+        lo, hi = update.chunking.range(i)
+        update.apply(i, g[lo:hi], 1.0)
+    update.finish()
+    update.commit()
+
+
+def outcome_of(update, g):
+    """Return what is wrong with the update, if something is."""
+    try:
+        step(update, g)
+    except OverflowedError as error:
+        return str(error)
+    return ""
+
+
+def noting(optimizer, written):
+    def noted(out, *arguments):
+        optimizer.update(out, *arguments)
+        written.append(out)
+
+    return replace(optimizer, update=noted)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1e3])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_an_update_that_leaves_the_range_of_numbers_is_never_missed(optimizer, dtype, clip_norm):
+    random = np.random.default_rng(5)
+    largest = float(np.finfo(dtype).max)
+    changes = {} if clip_norm is None else {"clip_norm": clip_norm}
+    outcomes = set()
+    for _ in range(30):
+        w, g = (random.standard_normal(NUM_PARAMETERS).astype(dtype) for _ in range(2))
+        at = int(random.integers(NUM_PARAMETERS))
+        w[at], g[at] = random.choice([-largest, largest, 1.0]), random.choice([-2.0, 2.0, 1e18])
+        update, written = update_of(w, optimizer, largest / 100, **changes), []
+        update._optimizer = noting(update._optimizer, written)
+        outcome = outcome_of(update, g)
+        finite = all(np.isfinite(out).all() for out in written)
+        layer = 2 if at < LAYERS[0].stop else 3
+        assert outcome == ("" if finite else f"the update of layer {layer} leaves the range of numbers")
+        outcomes.add(finite)
+    assert outcomes == {True, False}
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_parameters_that_are_not_finite_from_the_beginning_are_found_by_the_first_update(value):
+    w = np.zeros(NUM_PARAMETERS, np.float32)
+    w[-1] = value
+    with pytest.raises(OverflowedError, match="layer 3"):
+        step(update_of(w, OPTIMIZERS["sgd"], 0.1), np.ones(NUM_PARAMETERS, np.float32))
+
+
+def test_the_norms_of_layers_are_measured_where_that_is_wanted():
+    random = np.random.default_rng(6)
+    w, g = (random.standard_normal(NUM_PARAMETERS).astype(np.float32) for _ in range(2))
+    update = update_of(w, OPTIMIZERS["momentum"], 0.1)
+    step(update, g)
+    assert update.gradient_norms == update.parameter_norms == []
+    update.measure_layers = True
+    step(update, 2 * g)
+    after = update.parameters.flat()
+    for norms, values in ((update.gradient_norms, 2 * g), (update.parameter_norms, after)):
+        assert norms == pytest.approx([np.linalg.norm(values[part].astype(float)) for part in LAYERS])
+
+
+def test_what_has_gone_out_of_a_step_that_is_done_again_stays_as_it_is():
+    update = update_of(np.zeros(NUM_PARAMETERS, np.float32), OPTIMIZERS["sgd"], 0.5)
+    first = update.apply(0, np.full(NUM_PARAMETERS, 2.0, np.float32), 1.0)
+    before = bytes(first)
+    update.restart()
+    assert update.next_messages == [None]
+    step(update, np.full(NUM_PARAMETERS, 4.0, np.float32))
+    assert bytes(first) == before
+    assert (update.parameters.flat() == -2.0).all()
+
+
+def test_a_message_cannot_be_written():
+    update = update_of(np.zeros(NUM_PARAMETERS, np.float32), OPTIMIZERS["sgd"], 0.5)
+    for message in (update.messages[0], update.apply(0, np.ones(NUM_PARAMETERS, np.float32), 1.0)):
+        with pytest.raises(TypeError):
+            message[0] = 0

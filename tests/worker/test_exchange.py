@@ -21,6 +21,7 @@ from lockstep_worker import computing, exchange, session
 from lockstep_worker.errors import WorkerError
 from lockstep_worker.exchange import Worker
 from lockstep_worker.shard import Shard
+from tests.messages import parameter_message
 
 WAIT_S = 30.0
 SPEC = read_spec(
@@ -38,7 +39,7 @@ def welcome(lease_s=WAIT_S):
 
 
 def version(number):
-    return codec.encode_parameter_chunk(ParameterChunk(1, number, 0, np.zeros(2, np.float32).tobytes()))
+    return parameter_message(ParameterChunk(1, number, 0, np.zeros(2, np.float32).tobytes()))
 
 
 def work(number):
