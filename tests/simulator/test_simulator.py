@@ -70,7 +70,7 @@ def test_a_duplicate_that_is_added_again_is_found(monkeypatch):
         try:
             return put(self, node, chunk_index, sums, gradient)
         except DuplicateValueError:
-            values = self._chunks[chunk_index].values
+            values = self._chunks[chunk_index]
             if node in values:
                 values[node] = self._add(values[node], values[node])
             raise
