@@ -82,9 +82,15 @@ def headers_of_message(length: int, stream: int) -> bytes:
     return _BOTH_HEADERS.pack(size >> 8, size & 0xFF, Kind.DATA, 0, stream, 0, length)
 
 
-def read_message_header(buffer: "memoryview | bytes | bytearray", offset: int = 0) -> tuple[int, int]:
+def read_headers_of_message(buffer: "memoryview | bytes", offset: int) -> tuple[int, int, int, int, int, int]:
+    """Return length, type, flags and stream of a frame, and what `read_message_header` would of its payload."""
+    high, low, kind, flags, stream, compressed, length = _BOTH_HEADERS.unpack_from(buffer, offset)
+    return high << 8 | low, kind, flags, stream & 0x7FFFFFFF, compressed, length
+
+
+def read_message_header(buffer: "bytes | bytearray") -> tuple[int, int]:
     """Return whether the message is compressed, and its length."""
-    compressed, length = _MESSAGE_HEADER.unpack_from(buffer, offset)
+    compressed, length = _MESSAGE_HEADER.unpack_from(buffer)
     return compressed, length
 
 

@@ -4,7 +4,7 @@ Small things are read together into one buffer. The rest of a message that is la
 where the message is to lie, so that its bytes are copied out of the socket and not again.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from lockstep_proto import frames
@@ -52,18 +52,42 @@ class Incoming:
             return self._message[self._at : self._at + self._left]
         return self._buffer[self._end :]
 
-    def received(self, num_bytes: int) -> Iterator[Frame | memoryview]:
-        """Take in bytes. Yield the frames and messages that they complete. Raises ConnectionBrokenError.
+    def received(self, num_bytes: int) -> Iterable[Frame | memoryview]:
+        """Take in bytes. Return the frames and messages that they complete, to be gone through once.
 
-        One is taken in before the next is looked at: a frame may begin the stream of those behind it.
+        Raises ConnectionBrokenError, here or on the way.
         """
         items: list[Frame | memoryview] = []
         if self._left and self._message is not None and not self._skips:
             self._filled(num_bytes, items)
-        else:
-            self._end += num_bytes
+            return self._others(items)
+        self._end += num_bytes
+        if not (self._left or self._header or self._message is not None):
+            self._take_small_messages(items)
+            if self._begin == self._end:
+                self._begin = self._end = 0
+                return items
+        return self._others(items)
+
+    def _take_small_messages(self, items: list[Frame | memoryview]) -> None:
+        """Take out the messages that have a frame each and are here whole: most of those of a small network."""
+        first = frames.HEADER_BYTES + frames.MESSAGE_HEADER_BYTES
+        while self._end - self._begin >= first:
+            length, kind, flags, stream, compressed, size = frames.read_headers_of_message(self._buffer, self._begin)
+            end = self._begin + first + size
+            alone = kind == Kind.DATA and size == length - frames.MESSAGE_HEADER_BYTES and stream == self.stream
+            if not alone or flags or compressed or end > self._end or size > self._max_message_bytes:
+                return
+            message = self._allocate(size)
+            message[:] = self._buffer[self._begin + first : end]
+            items.append(message)
+            self.num_data_bytes += length
+            self._begin = end
+
+    def _others(self, items: list[Frame | memoryview]) -> Iterator[Frame | memoryview]:
+        """Yield these, and what else there is. One is taken in before the next: it may begin the next one's stream."""
         more = True
-        while more:  # what one brings may decide on the next
+        while more:
             yield from items
             items.clear()
             more = self._take(items)
@@ -83,8 +107,6 @@ class Incoming:
             return False
         length, kind, flags, stream = frames.read_header(self._buffer, self._begin)
         if kind == Kind.DATA:
-            if stream == self.stream and not flags and self._take_message(begin, length, items):
-                return True
             self._begin = begin
             self._begin_data(length, flags, stream, items)
             return True
@@ -94,21 +116,6 @@ class Incoming:
             return False
         items.append(Frame(kind, flags, stream, bytes(self._buffer[begin : begin + length])))
         self._begin = begin + length
-        return True
-
-    def _take_message(self, begin: int, length: int, items: list[Frame | memoryview]) -> bool:
-        """Take a message out that has a frame to itself and is here whole, as small ones are. Return whether it is."""
-        first, end = begin + frames.MESSAGE_HEADER_BYTES, begin + length
-        if self._header or self._message is not None or not first <= end <= self._end:
-            return False
-        compressed, size = frames.read_message_header(self._buffer, begin)
-        if compressed or size != end - first or size > self._max_message_bytes:
-            return False
-        message = self._allocate(size)
-        message[:] = self._buffer[first:end]
-        items.append(message)
-        self.num_data_bytes += length
-        self._begin = end
         return True
 
     def _begin_data(self, length: int, flags: int, stream: int, items: list[Frame | memoryview]) -> None:

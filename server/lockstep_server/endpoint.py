@@ -95,13 +95,15 @@ class _Connection:
         self._listens = True
         self._loop.add_reader(connected, self._read)
         self._loop.call_later(IDLE_S, self._close_if_idle)
-        self._flush_soon()
+        self.filled()
 
     # What the conversation wants.
 
     def filled(self) -> None:
         """Take note that there is something in the outbox."""
-        self._flush_soon()
+        if not (self._flushing or self._waits_for_room or self._is_closed):
+            self._flushing = True
+            self._writes.add(self)
 
     def listen(self, listens: bool) -> None:
         """Take in what the worker sends, or leave it to the network: it then sends no more than that holds."""
@@ -121,7 +123,7 @@ class _Connection:
             self._call.end(code, reason)
             self._observe(PATH.removeprefix("/"), code.name, time.perf_counter() - self._opened_s)
             self._loop.call_later(IDLE_S, self._close_if_idle)
-            self._flush_soon()
+            self.filled()
 
     def close(self, reason: str) -> None:
         """Close the connection."""
@@ -156,7 +158,10 @@ class _Connection:
         self._writes.begin()
         try:
             for event in self._call.received(num_bytes):
-                self._happened(event)
+                if not isinstance(event, memoryview):
+                    self._happened(event)
+                elif self._conversation is not None:
+                    self._conversation.received(event)
         except ConnectionBrokenError as error:
             self._call.fail(str(error))
             self.close(str(error))
@@ -164,14 +169,10 @@ class _Connection:
             log.exception("a defect of the exchange")
             self.end(StatusCode.UNKNOWN, f"a defect: {error!r}")
         if self._call.outgoing.buffers:  # answers of the connection itself
-            self._flush_soon()
+            self.filled()
         self._writes.end()
 
-    def _happened(self, event: Opened | HalfClosed | Ended | memoryview) -> None:
-        if isinstance(event, memoryview):
-            if self._conversation is not None:
-                self._conversation.received(event)
-            return
+    def _happened(self, event: Opened | HalfClosed | Ended) -> None:
         match event:
             case Opened(path) if path == PATH:
                 self._opened_s = time.perf_counter()
@@ -184,11 +185,6 @@ class _Connection:
                 self.end(code, reason)
 
     # To the socket.
-
-    def _flush_soon(self) -> None:
-        if not (self._flushing or self._waits_for_room or self._is_closed):
-            self._flushing = True
-            self._writes.add(self)
 
     def flush(self) -> None:
         """Write what the worker takes now, and the rest when it does."""

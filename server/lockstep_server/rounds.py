@@ -34,10 +34,8 @@ class Round:
     problem: str = ""  # what an examination looks for
     found: tuple[int, int] | None = None  # the first shard that is not finite, and its layer; 0 for the loss
 
-    @property
-    def evaluates(self) -> bool:
-        """Whether it is an evaluation."""
-        return self.kind == EVALUATE
+    def __post_init__(self) -> None:
+        self.evaluates = self.kind == EVALUATE
 
     @property
     def is_over(self) -> bool:

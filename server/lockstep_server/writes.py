@@ -26,7 +26,8 @@ class Writes:
     def add(self, writer: Writer) -> None:
         """Let one write soon, once."""
         self._due.append(writer)
-        self._plan()
+        if not self._is_planned:
+            self._plan()
 
     def begin(self) -> None:
         """Take note that an event is looked at; `end` follows."""
@@ -43,6 +44,5 @@ class Writes:
                 self._plan()
 
     def _plan(self) -> None:
-        if not self._is_planned:
-            self._is_planned = True
-            self._loop.call_soon(self.end)
+        self._is_planned = True
+        self._loop.call_soon(self.end)
