@@ -51,7 +51,9 @@ class Staffing:
     def speculate(self, current: Round, now: float) -> list[Effect]:
         """Give shards that are late to idle workers, too."""
         late = self._handout.late(now)
-        gifts = self._handout.speculate(current, now) if late else []
+        if not late:
+            return []
+        gifts = self._handout.speculate(current, now)
         effects = self.hand_over(gifts, current)
         if gifts and now - self._told_late_s >= TELL_S:
             self._told_late_s = now
