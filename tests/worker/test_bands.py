@@ -43,13 +43,13 @@ def job(shards=2, rows=ROWS, **fields):
     return read_spec(fields | {"batch_size": shards * rows, "shards": shards})
 
 
-def engine(spec, num_cpus=1, rows=ROWS):
+def engine(spec, num_cpus=1, rows=ROWS, chunk=CHUNK):
     def shard(i):
         random = np.random.default_rng(i)
         x = random.normal(size=(rows, 784)).astype(Layout.from_spec(spec).dtype)
         return Shard(x, random.integers(0, 10, rows))
 
-    return Engine(spec, CHUNK, training=shard, validation=shard, num_cpus=num_cpus)
+    return Engine(spec, chunk, training=shard, validation=shard, num_cpus=num_cpus)
 
 
 def task(spec):
@@ -61,10 +61,15 @@ def parameters(spec):
     return np.random.default_rng(3).normal(0, 0.1, of.num_parameters).astype(of.dtype)
 
 
+def sends(made, spec):
+    sent = []
+    made.answer(task(spec), parameters(spec), sent.append, lambda: False)
+    return sent
+
+
 def answer(spec, num_cpus=1, rows=ROWS):
     """What is sent, by chunk."""
-    sent = []
-    engine(spec, num_cpus, rows).answer(task(spec), parameters(spec), sent.append, lambda: False)
+    sent = sends(engine(spec, num_cpus, rows), spec)
     chunks = {chunk.chunk_index: (bytes(chunk.data), chunk.sums) for chunk in map(codec.decode_worker_message, sent)}
     assert len(sent) == len(chunks) == Chunking(layout().num_parameters, CHUNK).num_chunks
     return chunks
@@ -97,6 +102,28 @@ def test_layers_whose_chunks_go_out_together_are_not_cut():
     of = layout()
     assert rows_of(Bands(of, Chunking(of.num_parameters, of.num_parameters))) == [(0, 784)]
     assert rows_of(Bands(of)) == [(0, 784)]
+
+
+def test_stacked_shards_of_few_rows_have_thin_products_of_which_the_last_ends_the_band():
+    of = layout()
+    cut = Bands(of)
+    thin = [(product.rows.start, product.rows.stop, product.bands) for product in cut.products(0, 16, 2)]
+    assert thin == [(512, 784, ()), (256, 512, ()), (0, 256, (0,))]
+    assert rows_of(cut, 0, 16) == [(0, 784)], "not of one shard"
+    assert [product.bands for product in cut.products(0, 17, 2)] == [(0,)], "nor of more rows"
+
+
+@pytest.mark.parametrize("changes", [{}, {"dtype": "float64"}, {"wire_dtype": "bfloat16"}])
+def test_thin_products_have_the_bits_of_whole_layers(monkeypatch, changes):
+    spec = job(5, 16, **changes)
+
+    def value():
+        (sent,) = sends(engine(spec, rows=16, chunk=layout().num_parameters), spec)
+        return sent[codec.NODE_HEADER_BYTES :]
+
+    found = value()
+    monkeypatch.setattr(bands, "_FEW_ROWS", 0)
+    assert found == value()
 
 
 @pytest.mark.parametrize("changes", [{}, {"dtype": "float64"}, {"wire_dtype": "bfloat16"}])

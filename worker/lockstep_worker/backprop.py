@@ -164,7 +164,7 @@ class Backprop:
         self._output_error(block, w)
         for i in range(len(parameters) - 1, -1, -1):
             z = block.dropped[i - 1] if i > 0 else x
-            for product in self._bands.products(i, rows):
+            for product in self._bands.products(i, rows, len(batches)):
                 out_rows = _of_rows(out[i], product.rows)
                 self._node_rows(z[:, product.rows], block.d[i], rows, out_rows, rounds)
                 for band in product.bands:

@@ -6,6 +6,9 @@ numbered in the order of the flat vector, and computed from the last one to the 
 A product of some rows of ΔW^l has, in nearly every shape, the bits of these rows of the whole product. As with shards
 that are stacked (lockstep_worker.stacking), a comparison on random numbers decides that for each shape on this machine;
 where it fails, the layer is one product, whose bands are final together.
+
+Stacked shards of few rows each write the whole of ΔW^l once a shard, and add it: that is most of their work, and less
+where it stays in cache. Their bands are made up of thin products.
 """
 
 import itertools
@@ -21,6 +24,7 @@ from lockstep_worker.stacking import ROWS_AT_A_TIME, draws
 
 _LEAST_ROWS = 256  # products of fewer rows take more than 3 % longer
 _MOST_BANDS = 4  # of a layer: a further one would hide little more of the transport
+_FEW_ROWS = 16  # of a shard; with more, thin products cost more than they save
 _lock = Lock()
 
 
@@ -39,6 +43,7 @@ class Bands:
         self._layout = layout
         self.slices: list[slice] = []  # of the flat vector
         self._banded: list[list[Product]] = []  # by layer
+        self._thin: list[list[Product]] = []
         self._whole: list[list[Product]] = []
         for layer, (n_in, n_out) in enumerate(itertools.pairwise(layout.sizes)):
             flat, first = layout.layer_slices[layer], len(self.slices)
@@ -47,18 +52,19 @@ class Bands:
             ends = [*(flat.start + lo * n_out for lo in cuts[:-1]), flat.stop]
             self.slices += [slice(lo, hi) for lo, hi in itertools.pairwise(ends)]
             self._banded.append(products[::-1])
+            self._thin.append([part for product in self._banded[layer] for part in _thin(product)])
             self._whole.append([Product(slice(0, n_in), tuple(range(len(self.slices) - 1, first - 1, -1)))])
 
-    def products(self, layer: int, num_rows: int) -> list[Product]:
-        """Return the products that ΔW^l (0 is layer 2) of so many rows is computed in, in their order."""
-        banded = self._banded[layer]
-        if len(banded) == 1:
-            return banded
-        cuts = tuple(product.rows.start for product in banded)
+    def products(self, layer: int, num_rows: int, num_shards: int = 1) -> list[Product]:
+        """Return the products that ΔW^l (0 is layer 2) of shards of so many rows is computed in, in their order."""
+        found = self._thin[layer] if num_shards > 1 and num_rows <= _FEW_ROWS else self._banded[layer]
+        if len(found) == 1:
+            return found
+        cuts = tuple(product.rows.start for product in found)
         n_in, n_out = self._layout.sizes[layer : layer + 2]
         with _lock:  # threads that need the same answer wait for it
             keeps_bits = _keep_bits(cuts, n_in, n_out, self._layout.dtype, num_rows)
-        return banded if keeps_bits else self._whole[layer]
+        return found if keeps_bits else self._whole[layer]
 
 
 def _cuts(start: int, n_in: int, n_out: int, chunking: Chunking) -> list[int]:
@@ -73,6 +79,14 @@ def _cuts(start: int, n_in: int, n_out: int, chunking: Chunking) -> list[int]:
         if least <= row <= found[0] - least:
             found.insert(0, row)
     return found[:-1]
+
+
+def _thin(product: Product) -> list[Product]:
+    """Cut a product into products of few rows, of which the one computed last makes the bands final."""
+    lo, hi = product.rows.start, product.rows.stop
+    cuts = [lo + i * _LEAST_ROWS for i in range(max(1, (hi - lo) // _LEAST_ROWS))]
+    parts = [slice(start, stop) for start, stop in itertools.pairwise([*cuts, hi])]
+    return [*(Product(part, ()) for part in parts[:0:-1]), Product(parts[0], product.bands)]
 
 
 @lru_cache(maxsize=64)
