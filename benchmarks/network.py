@@ -38,7 +38,7 @@ class Way:
 WAYS = (
     Way("sent after computing, in one piece", ("--wire-dtype", "float32", "--late")),
     Way("sent under the computation, in chunks", ("--wire-dtype", "float32"), Limit(0.35, of_ratio=True)),
-    Way("the same as bfloat16", ("--wire-dtype", "bfloat16")),
+    Way("the same as bfloat16", ("--wire-dtype", "bfloat16"), Limit(0.35, of_ratio=True)),
 )
 
 

@@ -26,6 +26,7 @@ from lockstep_server.schedules import learning_rates
 
 Array = npt.NDArray[Any]
 CHUNK_BYTES = 1024 * 1024  # large enough that a message's cost in Python is small beside its bytes
+MANY_CHUNKS = 16  # what cannot be overlapped, the last chunk's way, is then little beside the others'
 
 
 class NotFiniteError(ArithmeticError):
@@ -36,9 +37,15 @@ class OverflowedError(ArithmeticError):
     """An update would make a parameter that is not finite."""
 
 
-def chunking_of(layout: Layout) -> Chunking:
-    """Return how the flat vector is cut. Chunks are whole blocks of the norms."""
-    return Chunking(layout.num_parameters, CHUNK_BYTES // layout.dtype.itemsize)
+def chunking_of(spec: job_pb2.JobSpec, layout: Layout) -> Chunking:
+    """Return how the flat vector is cut. Chunks are whole blocks of the norms.
+
+    Those of a job on a slow network, for which values travel as bfloat16, are so small that there are many of them:
+    the sooner one has come, the sooner its update is on its way back.
+    """
+    most = CHUNK_BYTES // layout.dtype.itemsize
+    many = max(layout.num_parameters // MANY_CHUNKS // norms.BLOCK, 1) * norms.BLOCK
+    return Chunking(layout.num_parameters, min(most, many) if bfloat16.travels(spec) else most)
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class ParameterUpdate:
     ) -> None:
         self._spec = spec
         self.layout = Layout.from_spec(spec)
-        self.chunking = chunking_of(self.layout)
+        self.chunking = chunking_of(spec, self.layout)
         self._attempt = attempt
         self.version = version
         self.num_updates = num_updates  # that the optimizer state has seen

@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lockstep_proto.layout import Chunking, Layout
 from lockstep_proto.spec import read_spec
-from lockstep_server.update import OverflowedError, ParameterUpdate
+from lockstep_server.update import OverflowedError, ParameterUpdate, chunking_of
 
 SPEC = read_spec(
     {
@@ -20,6 +21,30 @@ SPEC = read_spec(
         "dtype": "float64",
     }
 )
+
+
+@pytest.mark.parametrize(
+    ("wire_dtype", "units", "chunk_elements"),
+    [
+        ("float32", 500, 4 * 65_536),
+        ("bfloat16", 1, 65_536),
+        ("bfloat16", 500, 65_536),
+        ("bfloat16", 2_200, 2 * 65_536),
+        ("bfloat16", 25_000, 4 * 65_536),
+    ],
+)
+def test_chunks_are_smaller_where_bfloat16_travels_and_the_model_is_not_large(wire_dtype, units, chunk_elements):
+    spec = read_spec(
+        {
+            "network": {"inputs": 1000, "layers": [{"units": units}]},
+            "loss": "norm",
+            "batch_size": 8,
+            "epochs": 1,
+            "wire_dtype": wire_dtype,
+        }
+    )
+    layout = Layout.from_spec(spec)
+    assert chunking_of(spec, layout) == Chunking(layout.num_parameters, chunk_elements)
 
 
 def test_adam_goes_on_counting_where_only_its_state_was_taken_over():
