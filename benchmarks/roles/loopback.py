@@ -5,6 +5,7 @@ the order in which a step's bytes depend on each other, and nothing else. Each e
 """
 
 import argparse
+import contextlib
 import json
 import selectors
 import socket
@@ -59,6 +60,13 @@ class Link:
                 connection.num_in += num_read
                 yield connection
 
+    def finish(self) -> None:
+        """Send all that may be sent. What has closed has got it."""
+        for connection in self.connections:
+            connection.socket.setblocking(True)
+            with contextlib.suppress(ConnectionError):
+                self._send(connection)
+
     def _send(self, connection: Connection) -> None:
         try:
             while connection.num_out < connection.may_send:
@@ -78,7 +86,7 @@ class Link:
 
 
 def serve(num_connections: int, chunk_bytes: int) -> None:
-    """Be the server's end, until the other end closes."""
+    """Be the server's end, until a process at the other end has got all it was to get, and the others have, too."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         print(listener.getsockname()[1], flush=True)
         link = Link([listener.accept()[0] for _ in range(num_connections)], chunk_bytes)
@@ -91,7 +99,7 @@ def serve(num_connections: int, chunk_bytes: int) -> None:
                     link.allow((whole - answered) * chunk_bytes)
                     answered = whole
     except (EOFError, ConnectionResetError):
-        return
+        link.finish()
 
 
 def take_part(port: int, num_connections: int, chunk_bytes: int, *, num_chunks: int, warmup: int, steps: int) -> float:
