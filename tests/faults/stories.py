@@ -6,6 +6,7 @@ import time
 from lockstep.errors import JobFailedError, JobStateError, NotFoundError, ServerError, StorageError
 from tests.faults import data, task
 
+LONG = {"epochs": 40}  # still under way when another job has come
 WAIT_S = 150.0  # a deadline for a busy machine: seconds are enough for a quiet one
 REFUSALS = StorageError, ServerError  # after which people ask again
 
@@ -62,7 +63,7 @@ def halt(cluster):
 
 def second_job(cluster):
     """Another job takes one of its workers, and gives it back."""
-    job = submit(cluster)
+    job = submit(cluster, **LONG)
     reach(job, 10)
     second = submit(cluster, epochs=1)
     until_ended(second)

@@ -36,7 +36,7 @@ def judge(case, job, cluster):
     if case.warned and case.warned not in told(job):
         yield f"no event says {case.warned!r}"
     if not case.failed:
-        yield from problems(job)
+        yield from problems(job, epochs=job.num_epochs)
     elif job.state != "failed" or not job.message.startswith(case.failed):
         yield f"it must fail with {case.failed!r}, but: {job.state} {job.message}"
 

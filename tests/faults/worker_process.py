@@ -28,7 +28,7 @@ def main(server: str, job_id: str, worker_id: str, num_shards: int) -> None:
         validation=data.validation(num_shards),
         joined=lambda: print(JOINED, flush=True),
     )
-    signal.signal(signal.SIGTERM, lambda *_: worker.leave())
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=worker.leave).start())  # `run` may hold its lock
     threading.Thread(target=end_with_parent, daemon=True).start()
     print(worker.run(), flush=True)
 

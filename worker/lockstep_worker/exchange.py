@@ -75,7 +75,7 @@ class Worker:
         return self._end is not None and self._end.refused
 
     def leave(self) -> None:
-        """Have `run` end soon: the server gives the worker's shards to others."""
+        """Have `run` end soon: the server gives the worker's shards to others. Not for the handler of a signal."""
         with self._lock:
             self._carry(self._session.leave())
         failpoints.hit("worker.leaving")
