@@ -1,8 +1,8 @@
 """Back-pressure: which workers are not listened to while too much of a round waits to be summed.
 
 A value waits for its sibling in the tree. Above the bound, only those workers are listened to that have most yet to
-send: what the others have sent waits for theirs. So what is missing can always come, and the bound is exceeded by a
-few chunks at most for every worker.
+send: what the others have sent waits for theirs. So what is missing can always come. The bound is therefore not hard:
+it is exceeded by some chunks of every worker, and by more where one has to send more nodes than the others.
 """
 
 from lockstep_server.crew import Crew

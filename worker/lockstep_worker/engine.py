@@ -195,9 +195,8 @@ class Engine:
     ) -> "Computation":
         """Find the first shard of a step whose loss or gradient is not finite."""
         found: dict[int, int] = {}  # shard -> layer, 0 for the loss
-        shards = Handout(
-            iter(sorted(_shards(task))), lambda: bool(found) or superseded()
-        )  # the lower ones are under way
+        # In order: when one is found, all lower ones are under way.
+        shards = Handout(sorted(_shards(task)), lambda: bool(found) or superseded())
 
         def share(backprop: Backprop) -> Iterator[None]:
             gradient = Gradient(self._layout)
