@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -88,7 +89,7 @@ def verify(
 ) -> Verification:
     """See Client.verify."""
     plan = Plan.of(job, [checkpoint.version for checkpoint in job.checkpoints()], from_step, to_step)
-    with _made_for_the_moment(client.submit(plan.spec(job))) as again:
+    with _made_for_the_moment(client, plan.spec(job)) as again:
         display = Display(sys.stderr) if progress else None
         try:
             show(again, display, timeout_s=timeout_s)
@@ -102,12 +103,22 @@ def verify(
 
 
 @contextmanager
-def _made_for_the_moment(job: Job) -> Iterator[Job]:
-    """Delete a job in any case."""
-    try:
-        yield job
-    finally:
+def _made_for_the_moment(client: "Client", spec: job_pb2.JobSpec) -> Iterator[Job]:
+    """Submit a job, and delete it in any case.
+
+    It is submitted in a thread, since an interrupt that cut the call off would leave a job whose id nobody knows.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        submitted = thread.submit(client.submit, spec)
         try:
-            job.delete()
-        except LockstepError as error:
-            log.warning("job %s (%s) could not be deleted: %s", job.id, job.name, error)
+            yield submitted.result()
+        finally:
+            if submitted.exception() is None:
+                _delete(submitted.result())
+
+
+def _delete(job: Job) -> None:
+    try:
+        job.delete()
+    except LockstepError as error:
+        log.warning("job %s (%s) could not be deleted: %s", job.id, job.name, error)

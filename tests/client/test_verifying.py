@@ -1,6 +1,9 @@
 """What a verification recomputes, and what becomes of the job that does it."""
 
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from datetime import UTC, datetime
 from typing import Any
 
@@ -199,6 +202,27 @@ def test_it_is_deleted_when_a_person_interrupts() -> None:
         raise KeyboardInterrupt
 
     client = FakeClient(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        verified(client, done(client))
+    assert client.deleted == ["again"]
+
+
+def test_it_is_deleted_when_a_person_interrupts_before_the_server_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = threading.Event()
+    result = Future.result
+
+    def wait(future: Future[Any], *given: Any) -> Any:
+        waited.set()
+        return result(future, *given)
+
+    class Interrupting(FakeClient):
+        def submit(self, spec: Any) -> Job:
+            waited.wait()
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            return super().submit(spec)
+
+    monkeypatch.setattr(Future, "result", wait)
+    client = Interrupting()
     with pytest.raises(KeyboardInterrupt):
         verified(client, done(client))
     assert client.deleted == ["again"]

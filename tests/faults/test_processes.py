@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from tests.client.processes import until
 from tests.faults import task
 from tests.faults.cluster import LEASE_S, Cluster
 from tests.faults.judging import assert_undisturbed, told
@@ -88,11 +89,13 @@ def test_a_server_that_is_asked_to_end_ends_in_order_and_loses_no_step(cluster):
     for step in (13, 57, 101):
         reach(job, step)
         seen = cluster.ask(job.refresh).step
+        taken_up = len(taken_up_at(job))
         code, taken_s = cluster.server.terminate()
         assert code == 0, cluster.log
         assert taken_s < 30.0
         cluster.ask(job.refresh)
         assert job.state == "running"
+        until(lambda: len(cluster.ask(lambda: taken_up_at(job))) > taken_up)
         assert taken_up_at(job)[-1] >= seen
     until_ended(job)
     assert_undisturbed(job, **LONG)
