@@ -89,13 +89,13 @@ def test_a_server_that_is_asked_to_end_ends_in_order_and_loses_no_step(cluster):
     for step in (13, 57, 101):
         reach(job, step)
         seen = cluster.ask(job.refresh).step
-        taken_up = len(taken_up_at(job))
+        times = len(taken_up_at(job))
         code, taken_s = cluster.server.terminate()
         assert code == 0, cluster.log
         assert taken_s < 30.0
         cluster.ask(job.refresh)
         assert job.state == "running"
-        until(lambda: len(cluster.ask(lambda: taken_up_at(job))) > taken_up)
+        until(lambda times=times: len(cluster.ask(lambda: taken_up_at(job))) > times)
         assert taken_up_at(job)[-1] >= seen
     until_ended(job)
     assert_undisturbed(job, **LONG)
