@@ -2,7 +2,9 @@
 
 A node's value is set once for each chunk, from a message or from its two children. What arrives below a set node, or
 again, is dropped; what is below a node that arrives is forgotten. All of them have the same bits, so nothing depends
-on which one counts. Where values travel as bfloat16, they are unpacked when they arrive and every sum is rounded.
+on which one counts. Only values that wait for their siblings are kept: one that is added to another, or is the root,
+lasts no longer than its use. Where values travel as bfloat16, they are unpacked when they arrive and every sum is
+rounded.
 """
 
 from itertools import pairwise
@@ -30,6 +32,9 @@ class Value(NamedTuple):
     sums: Sums
     gradient: Array
     owned: bool = False
+
+
+_GIVEN_AWAY = Value(Sums(0.0, 0.0, 0.0), np.empty(0))  # stands for a root, which is its user's alone
 
 
 class Reduction:
@@ -78,10 +83,11 @@ class Reduction:
             self.num_waiting_bytes -= other.gradient.nbytes
             value = self._add(value, other) if is_left else self._add(other, value)
             node = parent
-        values[node] = value
         if node != self.root:
+            values[node] = value
             self.num_waiting_bytes += value.gradient.nbytes
             return None
+        values[node] = _GIVEN_AWAY
         self._open -= 1
         return value
 

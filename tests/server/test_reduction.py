@@ -1,3 +1,5 @@
+import weakref
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -93,6 +95,32 @@ def test_a_second_round_starts_empty_and_reuses_buffers():
         reduction.release(root)
         reduction.reset()
         assert not reduction.complete
+
+
+@pytest.mark.parametrize("order", [[(0, 2)], [(0, 1), (1, 2)], [(1, 2), (0, 1)], [(0, 1), (0, 2)]])
+def test_a_gradient_is_kept_no_longer_than_it_waits(order):
+    reduction = Reduction(2, 2)
+    messages = []
+
+    def put(node):
+        sums, gradient = plain(*node)
+        messages.append(weakref.ref(gradient))
+        return reduction.put(node, 0, sums, gradient)
+
+    waiting = [put(node) for node in order[:-1]]
+    assert waiting == [None] * len(waiting)
+    assert all(message() is not None for message in messages)
+    reduction.release(put(order[-1]))
+    assert all(message() is None for message in messages)
+    assert not reduction.complete
+    for node in nodes(0, 2):
+        with pytest.raises(DuplicateValueError):
+            put(node)
+    reduction.put((0, 1), 1, *leaf(0))
+    assert reduction.missing(0, 2) == [(1, 2)]
+    reduction.put((1, 2), 1, *leaf(1))
+    assert reduction.missing(0, 2) == []
+    assert reduction.complete
 
 
 def test_values_that_are_not_finite_are_summed_without_a_word():

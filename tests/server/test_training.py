@@ -1,4 +1,5 @@
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from lockstep_proto.codec import NodeChunk, Sums
 from lockstep_proto.defaults import complete
 from lockstep_proto.spec import read_spec
 from lockstep_proto.v1 import service_pb2, training_pb2
+from lockstep_server import update
 from lockstep_server.effects import Dismiss, Ended, Send
 from lockstep_server.records import Outcome
 from tests.one_thread import OneThreadCluster
@@ -144,6 +146,19 @@ def test_a_worker_that_sends_what_cannot_be_is_dismissed(node, elements, index, 
     assert reason in dismissed.reason
     assert dismissed.refused
     assert not made.training.workers
+
+
+def test_a_message_of_all_shards_is_let_go_when_its_parameters_are_updated(monkeypatch):
+    monkeypatch.setattr(update, "CHUNK_BYTES", 16)
+    made = cluster()
+    made.join("a")
+    gradient = np.zeros(made.training.update.chunking.chunk_elements, np.float32)
+    message = weakref.ref(gradient)
+    made.hear("a", NodeChunk(1, 0, (0, 8), 0, Sums(32, 1, 1), 0.0, gradient.data))
+    del gradient
+    assert message() is None
+    assert made.training.phase == "step 1 of 9"
+    assert made.training.num_duplicates == 0
 
 
 def test_a_newcomer_in_mid_step_gets_the_present_version_whole_and_what_there_is_of_the_next():
