@@ -21,9 +21,9 @@ def all_threads(monkeypatch: pytest.MonkeyPatch) -> Generator[None, None, None]:
     from lockstep_worker import shares
 
     monkeypatch.setattr(shares, "SMALL_MULTIPLICATIONS", 0)
-    shares.plan.cache_clear()
+    shares.parts.cache_clear()
     yield
-    shares.plan.cache_clear()
+    shares.parts.cache_clear()
 
 
 Report = pytest.TestReport | pytest.CollectReport

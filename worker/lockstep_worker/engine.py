@@ -23,7 +23,7 @@ from lockstep_worker.following import Task
 from lockstep_worker.network import Network
 from lockstep_worker.node_sums import Emit, Gradient, NodeSums
 from lockstep_worker.shard import Shard
-from lockstep_worker.shares import Handout, Plan
+from lockstep_worker.shares import Parts, Supply
 
 Array = npt.NDArray[Any]
 _NUM_VERSIONS = 3  # that a worker has arrays for
@@ -102,24 +102,24 @@ class Engine:
         if task.kind == training_pb2.WORK_KIND_EXAMINE:
             return self._examine(task, views, send, superseded)
         if task.kind == training_pb2.WORK_KIND_EVALUATE:
-            return self._evaluate(task, views, emit, Handout(_shards(task), superseded))
-        plan = self._plan(task)
-        self._node_sums.begin(plan.tops, emit)
-        others = Handout(plan.others, superseded)
+            return self._evaluate(task, views, emit, Supply(_shards(task), superseded))
+        parts = self._parts(task)
+        self._node_sums.begin(parts.tops, emit)
+        others = Supply(parts.others, superseded)
         return Computation(
             [
                 self._gradients(task, views, others.after(first), superseded, backprop)
-                for first, backprop in zip(plan.firsts, self._backprops, strict=False)
+                for first, backprop in zip(parts.firsts, self._backprops, strict=False)
             ]
         )
 
-    def _plan(self, task: Task) -> Plan:
+    def _parts(self, task: Task) -> Parts:
         rows, size = self._batches.rows_per_shard, self._layout.num_parameters
-        return shares.plan(task.ranges, self._spec.shards, rows, size, len(self._backprops))
+        return shares.parts(task.ranges, self._spec.shards, rows, size, len(self._backprops))
 
     def _take_ahead(self, task: Task) -> None:
         """Take the rows of the step that most likely comes next, while the server works."""
-        ahead = self._batches.ahead(task, self._plan(task).firsts)
+        ahead = self._batches.ahead(task, self._parts(task).firsts)
         for backprop, batches in zip(self._backprops, ahead, strict=False):
             backprop.take_ahead(batches if self._stacks(batches) else batches[:1])
 
@@ -196,7 +196,7 @@ class Engine:
         """Find the first shard of a step whose loss or gradient is not finite."""
         found: dict[int, int] = {}  # shard -> layer, 0 for the loss
         # In order: when one is found, all lower ones are under way.
-        shards = Handout(sorted(_shards(task)), lambda: bool(found) or superseded())
+        shards = Supply(sorted(_shards(task)), lambda: bool(found) or superseded())
 
         def share(backprop: Backprop) -> Iterator[None]:
             gradient = Gradient(self._layout)

@@ -13,7 +13,7 @@ Item = TypeVar("Item")
 SMALL_MULTIPLICATIONS = 10_000_000  # 0.2 ms of one core: what two threads lose that fight for the GIL
 
 
-class Plan(NamedTuple):
+class Parts(NamedTuple):
     """The nodes of a step that are sent, those that each thread computes first, and those left to whoever is free."""
 
     tops: tuple[Node, ...]
@@ -22,9 +22,9 @@ class Plan(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def plan(
+def parts(
     ranges: tuple[Node, ...], num_shards: int, rows_per_shard: int | None, num_parameters: int, num_cpus: int
-) -> Plan:
+) -> Parts:
     """Cut the shards of `ranges` into nodes: at most a thread's part, and few enough rows to be stacked.
 
     A small step is computed in one thread: others would take longer to begin than to compute their part.
@@ -36,7 +36,7 @@ def plan(
             num_threads = 1
         most = max(1, min(stacking.MOST_ROWS // rows_per_shard, -(-num_mine // num_threads)))
     nodes = tuple(part for node in tops for part in _cut(node, most))
-    return Plan(tops, nodes[:num_threads], nodes[num_threads:])
+    return Parts(tops, nodes[:num_threads], nodes[num_threads:])
 
 
 def _cut(node: Node, most: int) -> list[Node]:
@@ -47,7 +47,7 @@ def _cut(node: Node, most: int) -> list[Node]:
     return [*_cut((node[0], middle), most), *_cut((middle, node[1]), most)]
 
 
-class Handout(Generic[Item]):
+class Supply(Generic[Item]):
     """Gives each shard, or node, to one of several threads, until the task is superseded."""
 
     def __init__(self, items: Iterable[Item], superseded: Callable[[], bool]) -> None:
