@@ -247,61 +247,65 @@ def test_the_thread_that_computes_reads_while_it_has_nothing_to_compute(server, 
     assert "worker_relieve" not in readers
 
 
-def test_under_long_computations_another_thread_reads(server, worker, pool, readers, monkeypatch):
+def test_threads_that_take_turns_at_reading_lose_nothing(server, worker, pool, monkeypatch):
     monkeypatch.setattr(computing, "LONG_S", 0.0)
     run_steps(server, pool, worker, 200)
-    assert "worker_relieve" in readers
 
 
-def test_a_computation_that_turns_out_long_has_another_thread_read(server, pool, readers, monkeypatch):
-    monkeypatch.setattr(computing, "LONG_S", math.inf)
-    begun, newer = threading.Event(), threading.Event()
+class Held:
+    """A worker whose first computation lasts until it may go on, and its stream."""
 
-    def fetch(shard):
-        begun.set()
-        assert newer.wait(WAIT_S)
+    def __init__(self, server, pool):
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.worker = worker_of(server, self._fetch)
+        self.running = pool.submit(self.worker.run)
+        self.stream = server.stream()
+        self.stream.say(welcome(), version(0), work(0))
+        assert self.begun.wait(WAIT_S)
+
+    def _fetch(self, shard):
+        self.begun.set()
+        assert self.go_on.wait(WAIT_S)
         return SHARD
 
-    made = worker_of(server, fetch)
+    def end(self):
+        self.stream.say(GOODBYE, None)
+        assert self.running.result(WAIT_S) == "that is all"
+
+
+SELDOM, OFTEN = 0.001, 300  # ticks in a lease
+
+
+@pytest.mark.parametrize(
+    ("long_s", "ticks"),
+    [(0.0, SELDOM), (math.inf, OFTEN)],
+    ids=["known to be long", "thought short"],
+)
+def test_under_a_long_computation_another_thread_reads(server, pool, readers, monkeypatch, long_s, ticks):
+    monkeypatch.setattr(computing, "LONG_S", long_s)
+    monkeypatch.setattr(session, "HEARTBEATS_PER_LEASE", ticks)
+    held = Held(server, pool)
     chunk = session.Following.chunk
-    monkeypatch.setattr(
-        session.Following, "chunk", lambda self, c: (chunk(self, c), newer.set() if c.version == 1 else None)[0]
-    )
-    running = pool.submit(made.run)
-    stream = server.stream()
-    stream.say(welcome(lease_s=0.4), version(0), work(0))
-    assert begun.wait(WAIT_S)
-    stream.say(version(1), work(1))
-    assert newer.wait(WAIT_S)
+    monkeypatch.setattr(session.Following, "chunk", lambda *args: (chunk(*args), held.go_on.set())[0])
+    held.stream.say(version(1), work(1))
+    assert held.go_on.wait(WAIT_S)
     assert readers[-1] == "worker_relieve"
-    stream.say(GOODBYE, None)
-    assert running.result(WAIT_S) == "that is all"
+    held.end()
 
 
 def test_what_has_come_meanwhile_is_read_before_the_next_computation(server, pool, monkeypatch):
     monkeypatch.setattr(computing, "LONG_S", math.inf)
+    monkeypatch.setattr(session, "HEARTBEATS_PER_LEASE", SELDOM)
     monkeypatch.setattr(incoming, "BUFFER_BYTES", 512)  # of which there will be many
-    begun, go_on = threading.Event(), threading.Event()
-
-    def fetch(shard):
-        begun.set()
-        assert go_on.wait(WAIT_S)
-        return SHARD
-
-    made = worker_of(server, fetch)
-    running = pool.submit(made.run)
-    stream = server.stream()
-    stream.say(welcome(), version(0), work(0))
-    assert begun.wait(WAIT_S)
+    held = Held(server, pool)
     newer = [each for step in range(1, 201) for each in (version(step), work(step))]
-    stream.say(*newer)
-    while not made._stream._socket.recv(1 << 16, socket.MSG_PEEK).endswith(newer[-1]):
-        go_on.wait(0.001)
-    go_on.set()
-    assert stream.hear() == "hello"
-    assert [stream.incoming.get(timeout=WAIT_S).step for _ in range(2)] == [0, 200]
-    stream.say(GOODBYE, None)
-    assert running.result(WAIT_S) == "that is all"
+    held.stream.say(*newer)
+    while newer[-1] not in held.worker._stream._socket.recv(1 << 16, socket.MSG_PEEK):
+        held.go_on.wait(0.001)
+    held.go_on.set()
+    assert held.stream.hear() == "hello"
+    assert [held.stream.incoming.get(timeout=WAIT_S).step for _ in range(2)] == [0, 200]
+    held.end()
 
 
 @pytest.mark.parametrize("long_s", [0.0, math.inf])
