@@ -7,6 +7,11 @@ import subprocess
 from collections.abc import Generator
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No example has failed because the machine was busy.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 # The bits depend on one BLAS thread, which BLAS reads when numpy is first imported.
 os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lockstep.comparing import Difference, Parting, Record, compare, spec_differences
@@ -132,7 +132,6 @@ def test_rows_in_another_order_are_the_same_rows() -> None:
     assert compare(a, backwards).equal
 
 
-@settings(deadline=None)
 @given(st.sets(st.integers(0, 60), max_size=30), st.sets(st.integers(0, 60), max_size=30), st.integers(0, 60))
 def test_the_first_difference_is_that_of_a_plain_loop(mine: set[int], others: set[int], bad_from: int) -> None:
     def columns(steps: set[int], bad: bool) -> dict[str, list[Any]]:

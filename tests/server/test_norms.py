@@ -47,7 +47,7 @@ def test_what_is_not_finite_shows(value):
     assert np.isfinite(block_squares(vector)).tolist() == [True, True, False, True]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, SIZE), min_size=2, max_size=6, unique=True).map(sorted))
 def test_penalties_are_those_of_the_weights_block_by_block(cuts):
     weights = [slice(a, b) for a, b in zip(cuts[::2], cuts[1::2], strict=False)]

@@ -610,7 +610,7 @@ def happen(driven, kind, what):
         driven.ended(worker_id, what[1])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(EVENTS, max_size=40))
 def test_after_any_events_each_job_comes_to_have_the_workers_it_is_to_have_and_no_other(events):
     driven = Driven()

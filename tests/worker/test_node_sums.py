@@ -54,7 +54,7 @@ def check(emitted, ranges, num_shards):
         assert sums == Sums(node[1] - node[0], sum(range(*node)), 0.0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 12), st.data())
 def test_top_nodes_come_out_whole_in_any_order_of_shards(num_shards, data):
     lo = data.draw(st.integers(0, num_shards - 1))

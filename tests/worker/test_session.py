@@ -347,7 +347,7 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(EVENTS)
 def test_one_computation_at_a_time_always_from_the_newest_work_and_from_whole_parameters(events):
     driven = Driven()
