@@ -178,6 +178,26 @@ def one_hot(s, y):
 
 
 def train(s, x, y, validation=None, weight=None):
+    *_, result = training(s, x, y, validation, weight)
+    return result
+
+
+class Digests:
+    """The digests of all versions, computed as far as they are asked for."""
+
+    def __init__(self, s, x, y):
+        self._s, self._results, self._known = s, training(s, x, y), []
+
+    def __getitem__(self, version):
+        while len(self._known) <= version:
+            result = next(self._results)
+            result.versions.clear()
+            self._known.append(result.digest(self._s))
+        return self._known[version]
+
+
+def training(s, x, y, validation=None, weight=None):
+    """Yield the result as it is at each version, from 0 on."""
     x, y = np.ascontiguousarray(x, s.dtype), one_hot(s, y)
     is_weight = np.concatenate(
         [np.r_[np.ones(n * k, bool), np.zeros(k, bool)] for n, k in zip(s.sizes, s.sizes[1:], strict=False)]
@@ -185,9 +205,11 @@ def train(s, x, y, validation=None, weight=None):
     shards = [rows_of_shard(len(x), s.shards, i) for i in range(s.shards)]
     n = None if s.batch is None else s.batch // s.shards
     steps = 1 if n is None else -(-max(map(len, shards)) // n)
-    flat, state, result, t = initial(s), {}, Result(), 0
+    flat, state, t = initial(s), {}, 0
+    result = Result(flat)
     travelled = to_bfloat16 if s.bfloat16 else lambda values: values
     result.versions.append(flat)
+    yield result
     for epoch in range(s.epochs):
         orders = [stream(2, s.seed, epoch, i).permutation(len(rows)) for i, rows in enumerate(shards)]
         for k in range(steps):
@@ -211,13 +233,12 @@ def train(s, x, y, validation=None, weight=None):
             result.norms.append(block_norm(g))
             if s.clip_norm is not None and result.norms[-1] > s.clip_norm:
                 g = g * s.dtype(s.clip_norm / result.norms[-1])
-            flat = update(s, flat, g, state, t)
+            flat = result.flat = update(s, flat, g, state, t)
             result.versions.append(flat)
             t += 1
+            yield result
         if validation is not None:
             result.validation.append(evaluate(s, flat, *validation))
-    result.flat = flat
-    return result
 
 
 def update(s, w, g, state, t):

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import lockstep
+from tests.client.processes import until
 
 pytestmark = pytest.mark.cluster
 
@@ -49,6 +50,11 @@ class Measured:
             families = text_string_to_metric_families(answer.read().decode())
         return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
 
+    def scrape_after_the_end(self) -> Samples:
+        """What is said when no job runs any more: it is told when the end is on disk, and clients know of it before."""
+        until(lambda: self.scrape()["lockstep_jobs", frozenset({("state", "running")})] == 0)
+        return self.scrape()
+
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measured]:
@@ -62,7 +68,7 @@ def test_metrics_say_what_a_job_did(measured: Measured) -> None:
     alone = {"min": 1, "max": 1}  # late shards of one of two would be computed, and sent, by the other, too
     spec = SPEC | {"workers": alone}
     job = measured.client.submit(spec, data=(X, Y), validation=(X[:40], Y[:40])).wait(timeout_s=120)
-    samples = measured.scrape()
+    samples = measured.scrape_after_the_end()
 
     def value(name: str, **labels: str) -> float:
         return samples[f"lockstep_job_{name}", frozenset((labels | {"job_id": job.id}).items())]

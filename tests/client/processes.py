@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import lockstep
+
 PATIENCE_S = 60.0  # a deadline, not a wait: far more than an orderly end takes on a busy machine
 
 
@@ -35,6 +37,13 @@ def family(root: int) -> set[Process]:
     return found
 
 
+def family_of(cluster: lockstep.LocalCluster) -> set[Process]:
+    """All living processes of a local cluster of this process."""
+    roots = {started._process.pid for started in cluster._processes}
+    mine = {process for process in family(os.getpid()) if process.pid in roots}
+    return mine.union(*(family(root) for root in roots))
+
+
 def marked(mark: str) -> set[Process]:
     """All living processes but this one that have inherited an environment with `mark` in it."""
     found = set()
@@ -47,6 +56,12 @@ def marked(mark: str) -> set[Process]:
         if inherits and stat and int(path.name) != os.getpid():
             found.add(Process(int(path.name), int(stat[19])))
     return found
+
+
+def session(process: Process) -> int | None:
+    """The session that a process belongs to; None if it has ended."""
+    stat = _stat(process.pid)
+    return None if stat is None else int(stat[3])
 
 
 def command(process: Process) -> str:

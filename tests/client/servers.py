@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -15,11 +17,22 @@ import lockstep
 from lockstep_server.server import Server
 from lockstep_server.settings import Settings
 
+_PORTS = itertools.count(20_000 + os.getpid() % 500 * 20, 2)  # below those that the system gives to those who dial
+
 
 def free_port() -> int:
+    """A port that is free, as is the next one, which workers come to, and that nobody is given by chance meanwhile."""
+    return next(port for port in _PORTS if _is_free(port) and _is_free(port + 1))
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import pytest
 
 import lockstep
 from lockstep import background, local
-from tests.client.processes import command, family, living, marked, until, until_gone
+from tests.client.processes import command, family, family_of, living, marked, session, until, until_gone
 from tests.client.samples import ENDLESS, SPEC, Ran, Run, X, Y
 from tests.client.servers import ServerThread, free_port
 
@@ -45,7 +45,6 @@ def test_a_cluster_is_ready_when_it_is_started_and_ends_whole(tmp_path: Path, mo
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # of a Ray cluster that is none of its business
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    before = family(os.getpid())
     cluster = lockstep.LocalCluster(workers=1, cpus_per_worker=2, data_root=tmp_path)
     assert repr(cluster) == "<LocalCluster of 1 workers with 2 CPUs, not started>"
     with cluster as client:
@@ -58,11 +57,11 @@ def test_a_cluster_is_ready_when_it_is_started_and_ends_whole(tmp_path: Path, mo
             assert b"lockstep_build_info" in answer.read()
         job = client.submit(ENDLESS, data=(X, Y))
         next(update for update in client.watch(job.id, timeout_s=60) if update.job.step > 0)
-        processes = family(os.getpid()) - before
+        processes = family_of(cluster)
         commands = " ".join(map(command, processes))
         for part in ("lockstep_server.main", "lockstep_worker.fleet_main", "raylet", "ray::WorkerProcess"):
             assert part in commands
-        assert all(os.getsid(process.pid) != os.getsid(0) for process in processes), "Ctrl-C is not for them"
+        assert os.getsid(0) not in map(session, processes), "Ctrl-C is not for them"
         assert list(tmp_path.glob("lockstep-cluster-*"))
     assert not cluster.running
     cluster.close()
@@ -117,27 +116,28 @@ def test_a_fork_of_the_program_does_not_keep_its_cluster(program: Callable[..., 
     running = program(mark, "fork")
     assert running.stdout is not None
     fork = int(running.stdout.readline())
-    cluster = {process for process in family(running.pid) if process.pid != fork}
-    (fork_itself,) = family(running.pid) - cluster
+    processes = family(running.pid)
+    (fork_itself,) = (process for process in processes if process.pid == fork)
     try:
         running.kill()
-        until_gone(cluster)
+        until_gone(processes - {fork_itself})
         assert living([fork_itself])
     finally:
         os.kill(fork, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("which", ["port", "http_port"])
-def test_a_port_that_is_taken_is_named(which: str) -> None:
+def test_a_port_that_is_taken_is_named(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = secrets.token_hex(8)
+    monkeypatch.setenv("LOCKSTEP_TEST_MARK", mark)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        before = family(os.getpid())
         with pytest.raises(lockstep.ClusterError) as caught:
             lockstep.LocalCluster(1, **{which: port}).start()  # type: ignore[arg-type]
     assert f"the port 127.0.0.1:{port} cannot be used" in str(caught.value)
     assert f"give another --{which.replace('_', '-')}" in str(caught.value)
     assert "Traceback" not in str(caught.value)
-    assert not living(family(os.getpid()) - before)
+    until(lambda: not living(marked(mark)), lambda: living(marked(mark)))
 
 
 def test_a_state_directory_that_is_taken_is_named(tmp_path: Path) -> None:

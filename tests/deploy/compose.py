@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import secrets
-import socket
 import subprocess
 import urllib.parse
 import urllib.request
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 
 import lockstep
+from tests.client.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,9 +128,3 @@ def run(*command: str, **environment: str) -> str:
     )
     assert result.returncode == 0, f"{' '.join(command)}: {result.stdout[-3000:]}\n{result.stderr[-3000:]}"
     return result.stdout
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -1,9 +1,7 @@
 """A cluster of real processes without Ray, whose server is started again when it dies, as a container engine would."""
 
 import contextlib
-import itertools
 import os
-import socket
 import sys
 import time
 import uuid
@@ -12,25 +10,13 @@ from pathlib import Path
 import lockstep
 from lockstep.errors import ServerUnavailableError
 from lockstep_proto import failpoints
+from tests.client.servers import free_port
 from tests.faults.fleet import SmallFleet
 from tests.faults.restarted import Restarted
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])}
 LEASE_S = 1.0
 END_S = 30.0
-_PORTS = itertools.count(20_000 + os.getpid() % 500 * 20, 2)  # below those that the system gives to those who dial
-
-
-def free_port():
-    for port in _PORTS:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise AssertionError
 
 
 class Server(Restarted):

@@ -49,7 +49,7 @@ class SmallFleet:
 
     def living(self):
         """The processes of workers that have not ended, oldest first."""
-        return [process for process in self.workers.values() if process.poll() is None]
+        return [process for process in list(self.workers.values()) if process.poll() is None]
 
     def close(self):
         self._events.put(None)

@@ -6,7 +6,7 @@ import time
 from lockstep.errors import JobFailedError, JobStateError, NotFoundError, ServerError, StorageError
 from tests.faults import data, task
 
-LONG = {"epochs": 40}  # still under way when another job has come
+LONG = {"epochs": 40}  # still under way when another job has come, or a person has done something
 WAIT_S = 150.0  # a deadline for a busy machine: seconds are enough for a quiet one
 REFUSALS = StorageError, ServerError  # after which people ask again
 
@@ -45,7 +45,7 @@ def recovery(cluster):
 
 def pause(cluster):
     """It is paused, and resumed."""
-    job = submit(cluster)
+    job = submit(cluster, **LONG)
     reach(job, 10)
     cluster.ask(job.pause, *REFUSALS)
     while cluster.ask(job.refresh).state == "paused" or job.state == "pending":
@@ -55,7 +55,7 @@ def pause(cluster):
 
 def halt(cluster):
     """The server is asked to end, and started again."""
-    job = submit(cluster)
+    job = submit(cluster, **LONG)
     reach(job, 20)
     cluster.server.terminate()
     return until_ended(job)

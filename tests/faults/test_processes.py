@@ -75,6 +75,7 @@ def test_workers_killed_again_and_again_change_nothing(cluster):
     reach(job, 10)
     killed = set()
     for step in range(30, 300, 30):
+        until(lambda: [p for p in cluster.fleet.living() if p.pid not in killed])
         victim = next(p for p in cluster.fleet.living() if p.pid not in killed)
         killed.add(victim.pid)
         victim.kill()

@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from lockstep_proto.numerics import fingerprint
 from lockstep_proto.v1 import service_pb2, service_pb2_grpc, training_pb2, training_pb2_grpc
+from tests.client.processes import until
 from tests.server.fakes import make_spec
 
 Process = subprocess.Popen[str]
@@ -60,6 +61,12 @@ def serving(state: Path, *arguments: str, **options: Any) -> Iterator[tuple[Proc
             process.kill()
 
 
+def read(url: str) -> bytes:
+    with urllib.request.urlopen(url) as answer:
+        page: bytes = answer.read()
+    return page
+
+
 def end(process: Process) -> str:
     """Ends it in order; returns what it wrote on stderr."""
     process.send_signal(signal.SIGTERM)
@@ -90,10 +97,8 @@ def test_it_says_where_it_serves_and_serves_there(tmp_path: Path) -> None:
             assert cluster.numerics == fingerprint()
         with urllib.request.urlopen(f"http://{ready['http']}/healthz") as answer:
             assert answer.status == 200
-        with urllib.request.urlopen(f"http://{ready['http']}/metrics") as answer:
-            assert (
-                b'lockstep_rpc_seconds_count{code="OK",method="lockstep.v1.JobService/GetCluster"} 1.0' in answer.read()
-            )
+        called = b'lockstep_rpc_seconds_count{code="OK",method="lockstep.v1.JobService/GetCluster"} 1.0'
+        until(lambda: called in read(f"http://{ready['http']}/metrics"))  # the client may know of the end first
         assert process.stdout is not None
         said = end(process)
         assert "INFO serving" in said
