@@ -26,7 +26,7 @@ def main() -> None:
     network = Network.from_spec(spec)
     backprop = Backprop.from_spec(spec, network)
     flat = np.random.default_rng(0).normal(0, 0.02, network.layout.num_parameters).astype(np.float32)
-    views, out = network.layout.views(flat), network.layout.views(np.empty_like(flat))
+    views, out = network.layout.views(flat), np.empty_like(flat)
     shard, size = noise(NUM_ROWS, case.sizes[0], case.sizes[-1])(0), case.batch // 2
     order = np.random.default_rng(0).permutation(NUM_ROWS)
 

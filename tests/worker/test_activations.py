@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lockstep_proto.v1 import job_pb2
-from lockstep_worker.activations import ACTIVATIONS
+from lockstep_worker.activations import ACTIVATIONS, row_maximum
 
 BY_DEFINITION = {
     "SIGMOID": lambda m: 1 / (1 + math.exp(-m)),
@@ -106,3 +106,10 @@ def test_the_slope_at_a_kink_is_that_of_its_left_side(name):
     d = np.ones_like(m)
     activation(name).backward(d, m.copy(), forward(name, m), np.empty_like(m))
     assert d == (0.0 if name == "RELU" else 0.01)
+
+
+@pytest.mark.parametrize("units", [1, 2, 10, 32, 33, 200])
+@pytest.mark.parametrize("num_rows", [1, 7, 128])
+def test_the_maximum_of_rows_is_the_same_for_rows_of_any_length(num_rows, units):
+    m = np.random.default_rng(4).normal(size=(num_rows, units)).astype(np.float32)
+    np.testing.assert_array_equal(row_maximum(m, np.empty_like(m)), m.max(axis=1, keepdims=True))

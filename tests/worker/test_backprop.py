@@ -58,8 +58,7 @@ class Case:
     def gradient(self, batch=None):
         flat = np.full_like(self.flat, np.nan)
         order = []
-        views = self.network.layout.views(flat)
-        sums = self.backprop.gradient(self.parameters, batch or self.batch, views, lambda i, s: order.append((i, s)))
+        sums = self.backprop.gradient(self.parameters, batch or self.batch, flat, lambda i, s: order.append((i, s)))
         return flat, sums, order
 
     def loss(self):
@@ -210,13 +209,14 @@ def test_more_rows_than_a_block_are_summed_block_by_block(monkeypatch):
 def test_a_layer_is_final_when_it_is_said_to_be_done(block_rows, monkeypatch):
     monkeypatch.setattr(backprop, "BLOCK_ROWS", block_rows)
     case = Case(spec_of("softmax", "cross_entropy", 3), num_rows=25)
-    views = case.network.layout.views(np.full_like(case.flat, np.nan))
+    out = np.full_like(case.flat, np.nan)
+    views = case.network.layout.views(out)
     when_done = {}
 
     def layer_done(i, _):
         when_done[i] = [array.copy() for array in views[i]]
 
-    case.backprop.gradient(case.parameters, case.batch, views, layer_done)
+    case.backprop.gradient(case.parameters, case.batch, out, layer_done)
     for i, arrays in when_done.items():
         for then, now in zip(arrays, views[i], strict=True):
             np.testing.assert_array_equal(then, now)
@@ -273,7 +273,7 @@ def test_no_parameter_sized_memory_is_taken_after_the_first_step():
     spec = spec_of("softmax", "cross_entropy", 3)
     spec.network.layers[0].units, spec.network.layers[1].units = 4000, 400
     case = Case(spec)
-    out = case.network.layout.views(np.empty_like(case.flat))
+    out = np.empty_like(case.flat)
     case.backprop.gradient(case.parameters, case.batch, out, lambda *_: None)
     tracemalloc.start()
     case.backprop.gradient(case.parameters, case.batch, out, lambda *_: None)

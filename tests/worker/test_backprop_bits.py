@@ -169,11 +169,10 @@ class Case:
         return by_the_text(self.names, self.loss, self.network.layout.views(self.flat), shard.x[rows], y, w, self.p)
 
     def computed(self, flat=None, out=None):
-        views = self.network.layout.views
-        flat = self.flat if flat is None else flat
+        parameters = self.network.layout.views(self.flat if flat is None else flat)
         out = np.full_like(self.flat, np.nan) if out is None else out
         batch = Batch(self.shard, self.rows, seed=1, step=6, shard_index=4)
-        sums = Backprop.from_spec(self.spec, self.network).gradient(views(flat), batch, views(out), lambda *_: None)
+        sums = Backprop.from_spec(self.spec, self.network).gradient(parameters, batch, out, lambda *_: None)
         return out, sums
 
     def check(self):

@@ -57,7 +57,7 @@ class Case:
 
     def one_by_one(self):
         """The value of the root, and its sums, with every shard computed by itself."""
-        backprop, views = Backprop.from_spec(self.spec, self.network), self.network.layout.views
+        backprop, parameters = Backprop.from_spec(self.spec, self.network), self.network.layout.views(self.flat)
 
         def value(lo, hi):
             if hi - lo > 1:
@@ -65,7 +65,7 @@ class Case:
                 (a, a_sums), (b, b_sums) = value(lo, middle), value(middle, hi)
                 return self.rounded(a + b), a_sums.plus(b_sums)
             out = np.full_like(self.flat, np.nan)
-            sums = backprop.gradient(views(self.flat), self.batches()[lo], views(out), lambda *_: None)
+            sums = backprop.gradient(parameters, self.batches()[lo], out, lambda *_: None)
             return self.rounded(out), sums
 
         return value(0, self.num_shards)
@@ -76,9 +76,9 @@ class Case:
         return values
 
     def stacked(self):
-        out, views = np.full_like(self.flat, np.nan), self.network.layout.views
+        out, parameters = np.full_like(self.flat, np.nan), self.network.layout.views(self.flat)
         backprop = Backprop.from_spec(self.spec, self.network)
-        found = list(backprop.node(views(self.flat), self.batches(), views(out), rounds=self.rounds))
+        found = list(backprop.node(parameters, self.batches(), out, rounds=self.rounds))
         assert [layer for layer, _ in found] == [1, 0]
         assert found[0][1] == found[1][1]
         return out, found[0][1]

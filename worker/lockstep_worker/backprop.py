@@ -102,29 +102,27 @@ class Backprop:
 
     def __init__(self, network: Network, loss: Loss, metric: Metric, bands: Bands) -> None:
         self._network = network
+        self._layout = network.layout
         self._bands = bands
         self._loss = loss
         self._metric = metric
         self._workspace = Workspace(network, loss.fused)
         self._ahead: tuple[Sequence[Batch], Inputs] | None = None
-        self._scratch: Views | None = None
-        self._rights: list[Array] = []  # by depth in the tree, each as large as the largest layer
+        self._rights: list[Array] = []  # by depth in the tree, each as large as the largest product
 
     @classmethod
     def from_spec(cls, spec: job_pb2.JobSpec, network: Network, bands: Bands | None = None) -> "Backprop":
         """Return the computation of a job. Without `bands` each layer is one."""
         return cls(network, loss_from_spec(spec), metric_from_spec(spec), bands or Bands(network.layout))
 
-    def gradient(self, parameters: Views, batch: Batch, out: Views, band_done: Callable[[int, Sums], None]) -> Sums:
-        """Compute the sums of ΔW^l and Δb^l over the rows into `out`; return weight, loss and metric.
+    def gradient(self, parameters: Views, batch: Batch, out: Array, band_done: Callable[[int, Sums], None]) -> Sums:
+        """Compute the sums of ΔW^l and Δb^l over the rows into `out`, flat; return weight, loss and metric.
 
         As soon as a band is final, the last one first, `band_done(its number, sums)` is called.
         """
         layers = range(len(parameters) - 1, -1, -1)
         if batch.num_rows == 0:
-            for weights, biases in out:
-                weights.fill(0)
-                biases.fill(0)
+            out.fill(0)
             for band in range(len(self._bands.slices) - 1, -1, -1):
                 band_done(band, _NO_ROWS)
             return _NO_ROWS
@@ -135,13 +133,14 @@ class Backprop:
             x, y, w = self._inputs(block, (batch,), lo, hi)
             sums = sums.plus(*self._forward(block, parameters, x, y, w, streams))
             self._output_error(block, w)
-            into = out if lo == 0 else self._scratch_views(out)
             for i in layers:
                 z = block.dropped[i - 1] if i > 0 else x
                 for product in self._bands.products(i, hi - lo):
-                    _gradient_rows(z[:, product.rows], block.d[i], _of_rows(into[i], product.rows))
+                    part = self._part(out, i, product.rows)
+                    into = part if lo == 0 else self._right(0, part.size)
+                    _gradient_rows(z[:, product.rows], block.d[i], into)
                     if lo > 0:
-                        _add(_of_rows(out[i], product.rows), _of_rows(into[i], product.rows))
+                        np.add(part, into, out=part)
                     if hi == batch.num_rows:
                         for band in product.bands:
                             band_done(band, sums)
@@ -149,9 +148,9 @@ class Backprop:
         return sums
 
     def node(
-        self, parameters: Views, batches: Sequence[Batch], out: Views, *, rounds: bool
+        self, parameters: Views, batches: Sequence[Batch], out: Array, *, rounds: bool
     ) -> Iterator[tuple[int, Sums]]:
-        """Compute the value of a node into `out`, its shards stacked. Yield each band as it is final, and the sums.
+        """Compute the value of a node into `out`, flat, its shards stacked. Yield each band as it is final, and sums.
 
         `batches`, of its shards in order, must have equally many rows, of one block at most. `rounds`: whether values
         are rounded to bfloat16.
@@ -165,39 +164,38 @@ class Backprop:
         for i in range(len(parameters) - 1, -1, -1):
             z = block.dropped[i - 1] if i > 0 else x
             for product in self._bands.products(i, rows, len(batches)):
-                out_rows = _of_rows(out[i], product.rows)
-                self._node_rows(z[:, product.rows], block.d[i], rows, out_rows, rounds)
+                self._node_rows(z[:, product.rows], block.d[i], rows, self._part(out, i, product.rows), rounds)
                 for band in product.bands:
                     yield band, sums
             self._error_before(block, i, parameters)
 
-    def _node_rows(self, z: Array, d: Array, rows: int, out: Sequence[Array], rounds: bool, depth: int = 0) -> None:
+    def _node_rows(self, z: Array, d: Array, rows: int, out: Array, rounds: bool, depth: int = 0) -> None:
         """Sum some rows of a layer's gradient along the tree: each right child is added while it is in cache."""
         num_shards = len(d) // rows
         if num_shards == 1:
             _gradient_rows(z, d, out)
         else:
             middle = tree.split(0, num_shards) * rows
-            right = self._right(depth, out)
+            right = self._right(depth, out.size)
             self._node_rows(z[:middle], d[:middle], rows, out, rounds, depth + 1)
             self._node_rows(z[middle:], d[middle:], rows, right, rounds, depth + 1)
-            _add(out, right)
+            np.add(out, right, out=out)
         if rounds:
-            for array in out:
-                bfloat16.round_in_place(array.reshape(-1))
+            bfloat16.round_in_place(out)
 
-    def _right(self, depth: int, like: Sequence[Array]) -> Sequence[Array]:
-        """Return room for a right child."""
-        size = sum(array.size for array in like)
+    def _part(self, flat: Array, i: int, rows: slice) -> Array:
+        """Return some rows of ΔW^l in a flat vector, and Δb^l if they are the last ones."""
+        layer, n_in, n_out = self._layout.layer_slices[i], *self._layout.sizes[i : i + 2]
+        stop = layer.stop if rows.stop == n_in else layer.start + rows.stop * n_out
+        return flat[layer.start + rows.start * n_out : stop]
+
+    def _right(self, depth: int, size: int) -> Array:
+        """Return room for what is added, a right child or a further block."""
         if depth == len(self._rights):
-            self._rights.append(np.empty(0, self._network.layout.dtype))
+            self._rights.append(np.empty(0, self._layout.dtype))
         if self._rights[depth].size < size:
-            self._rights[depth] = np.empty(size, self._network.layout.dtype)
-        views, lo = [], 0
-        for array in like:
-            views.append(self._rights[depth][lo : lo + array.size].reshape(array.shape))
-            lo += array.size
-        return views
+            self._rights[depth] = np.empty(size, self._layout.dtype)
+        return self._rights[depth][:size]
 
     def evaluate(self, parameters: Views, shard: Shard) -> Sums:
         """Return weight, loss and metric of all rows of a shard, without dropout."""
@@ -279,27 +277,13 @@ class Backprop:
             for i, p in enumerate(self._network.dropouts)
         ]
 
-    def _scratch_views(self, out: Views) -> Views:
-        if self._scratch is None:
-            self._scratch = [(np.empty_like(weights), np.empty_like(biases)) for weights, biases in out]
-        return self._scratch
 
-
-def _of_rows(layer: tuple[Array, Array], rows: slice) -> Sequence[Array]:
-    """Return some rows of W^l or ΔW^l, with b^l or Δb^l if they are the last ones."""
-    weights, biases = layer
-    return (weights[rows], biases) if rows.stop == len(weights) else (weights[rows],)
-
-
-def _add(total: Sequence[Array], more: Sequence[Array]) -> None:
-    for a, b in zip(total, more, strict=True):
-        np.add(a, b, out=a)
-
-
-def _gradient_rows(z: Array, d: Array, out: Sequence[Array]) -> None:
-    np.matmul(z.T, d, out=out[0])  # (rows of n_{l-1}, n_l)
-    for biases in out[1:]:
-        np.add.reduce(d, axis=0, out=biases)  # (n_l,)
+def _gradient_rows(z: Array, d: Array, out: Array) -> None:
+    """Fill `out` with some rows of ΔW^l, those of some columns of z, and with Δb^l if there is room for it."""
+    weights = out[: z.shape[1] * d.shape[1]]
+    np.matmul(z.T, d, out=weights.reshape(z.shape[1], d.shape[1]))  # (rows of n_{l-1}, n_l)
+    if weights.size < out.size:
+        np.add.reduce(d, axis=0, out=out[weights.size :])  # (n_l,)
 
 
 def _tree_sum(sums: Sequence[Sums]) -> Sums:

@@ -139,7 +139,7 @@ class Engine:
             batches = self._batches.of(task, node)
             if self._stacks(batches):
                 gradient = self._buffer()
-                for band, sums in backprop.node(views, batches, gradient.views, rounds=self._rounds):
+                for band, sums in backprop.node(views, batches, gradient.flat, rounds=self._rounds):
                     if superseded():
                         return
                     self._band_done(node, band, gradient, sums)
@@ -163,7 +163,7 @@ class Engine:
         def band_done(band: int, sums: Sums) -> None:
             self._band_done((shard, shard + 1), band, gradient, sums)
 
-        backprop.gradient(views, batch, gradient.views, band_done)
+        backprop.gradient(views, batch, gradient.flat, band_done)
 
     def _buffer(self) -> Gradient:
         failpoints.hit("worker.shard")
@@ -202,7 +202,7 @@ class Engine:
             gradient = Gradient(self._layout)
             for shard in shards:
                 (batch,) = self._batches.of(task, (shard, shard + 1))
-                sums = backprop.gradient(views, batch, gradient.views, lambda *_: None)
+                sums = backprop.gradient(views, batch, gradient.flat, lambda *_: None)
                 if self._rounds:
                     bfloat16.round_in_place(gradient.flat)
                 layer = _first_not_finite(gradient, sums)

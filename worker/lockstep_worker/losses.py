@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lockstep_proto.v1 import job_pb2
-from lockstep_worker.activations import log1p_exp_abs, sigmoid
+from lockstep_worker.activations import log1p_exp_abs, row_maximum, sigmoid
 
 Array = npt.NDArray[Any]
 Rows = Callable[[Array, Array, Array, Array, Array], Array]
@@ -78,8 +78,7 @@ def _cross_entropy(m: Array, z: Array, y: Array, d: Array, t: Array) -> Array:
     δ = ŷ − y, which takes it that Σ y_j = 1. Both parts are small where the answer is right, so that a small loss is
     not lost in the rounding of a large net input.
     """
-    top = m.max(axis=1, keepdims=True)  # (N, 1)
-    np.subtract(m, top, out=d)
+    np.subtract(m, row_maximum(m, t), out=d)  # (N, n_L) − (N, 1)
     np.exp(d, out=z)
     total = np.add.reduce(z, axis=1, keepdims=True)  # (N, 1)
     z /= total  # ŷ
