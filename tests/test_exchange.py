@@ -73,7 +73,7 @@ class Listener:
 class Host:
     """A server with one run, on an event loop in a thread of its own."""
 
-    def __init__(self, settings=SETTINGS, numerics=None, max_unsummed_bytes=1 << 30, **changes):
+    def __init__(self, settings=SETTINGS, numerics=None, max_unsummed_bytes=1 << 30, lease_s=WAIT_S, **changes):
         self.spec = spec_of(settings)
         for name, value in changes.items():
             setattr(self.spec.workers, name, value)
@@ -81,6 +81,7 @@ class Host:
         self.calls = []
         self.numerics = numerics
         self.max_unsummed_bytes = max_unsummed_bytes
+        self.lease_s = lease_s
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever)
         self.thread.start()
@@ -97,7 +98,7 @@ class Host:
             attempt=1,
             start=version_0(initial_parameters(self.spec)),
             listener=self.listener,
-            lease_s=2.0,
+            lease_s=self.lease_s,
             checkpoint_s=1e9,
             max_unsummed_bytes=self.max_unsummed_bytes,
             numerics=self.numerics,
@@ -107,6 +108,11 @@ class Host:
         self.endpoint = Endpoint(exchange, "127.0.0.1", 0, self.observe)
         self.endpoint.start()
         return f"127.0.0.1:{self.endpoint.port - 1}"  # the server's own; workers come to the one after it
+
+    async def _stop(self):
+        self.run.close()
+        self.endpoint.close()
+        await asyncio.sleep(0)  # the task that looks at the time ends
 
     def observe(self, method, code, seconds):
         self.calls.append((method, code))
@@ -124,8 +130,7 @@ class Host:
         return self
 
     def __exit__(self, *exception):
-        self.loop.call_soon_threadsafe(self.run.close)
-        self.loop.call_soon_threadsafe(self.endpoint.close)
+        self.call(self._stop())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()
@@ -244,7 +249,7 @@ def raise_a_defect(*_):
 
 @pytest.mark.parametrize("event", ["worker_joined", "chunk_received", "tick"])
 def test_an_error_that_nobody_foresaw_fails_the_job_instead_of_leaving_it_to_wait(event, monkeypatch):
-    with Host() as host:
+    with Host(lease_s=2.0 if event == "tick" else WAIT_S) as host:
         monkeypatch.setattr(host.run.training, event, raise_a_defect)
         if event != "tick":
             host.worker("a")
@@ -305,9 +310,13 @@ def everything(connected):
 
 def test_a_connection_without_a_call_is_closed(monkeypatch):
     monkeypatch.setattr(endpoint, "IDLE_S", 0.05)
-    with Host() as host, dial(host) as connected:
-        connected.sendall(frames.PREFACE)
-        assert everything(connected)
+    said = threading.Event()
+    with Host() as host:
+        host.loop.call_soon_threadsafe(said.wait, WAIT_S)  # until then nothing is taken in, and no time counts
+        with dial(host) as connected:
+            connected.sendall(frames.PREFACE)
+            said.set()
+            assert everything(connected)
 
 
 def test_who_does_not_speak_grpc_is_told_and_closed():

@@ -18,7 +18,7 @@ from typing import IO, Any
 from lockstep.client import Client
 from lockstep.errors import ClusterError, LockstepError
 
-START_S = 60.0  # Ray takes about two seconds, on a busy machine many times that
+START_S = 180.0  # Ray takes about two seconds, on a busy machine many times that
 END_S = 10.0  # for an orderly end of a process; then it is killed
 # One BLAS thread for the same bits; a malloc that keeps its memory for the speed of the exchange.
 ENVIRONMENT = {

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import lockstep
 
-PATIENCE_S = 60.0  # a deadline, not a wait: far more than an orderly end takes on a busy machine
+PATIENCE_S = 120.0  # a deadline, not a wait: far more than an orderly end takes on a busy machine
 
 
 class Process(NamedTuple):

@@ -54,9 +54,9 @@ def command_process(client: lockstep.Client, *arguments: Any) -> Iterator[subpro
 class ServerProcess:
     """`lockstep-server` on a free port, or on this one, that it has again when it is started again."""
 
-    def __init__(self, state_dir: Path, port: int = 0) -> None:
+    def __init__(self, state_dir: Path, port: int | None = None) -> None:
         self._state_dir = state_dir
-        self.port = port
+        self._port = port or free_port()
         self.start()
 
     def start(self) -> None:
@@ -64,14 +64,13 @@ class ServerProcess:
         log = (self._state_dir.parent / "server.log").open("ab")
         with log:
             self._process = subprocess.Popen(
-                [*command, "--port", str(self.port), "--http-port", "0", "--exit-with-parent"],
+                [*command, "--port", str(self._port), "--http-port", "0", "--exit-with-parent"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
             )
         assert self._process.stdout is not None
         self.address = json.loads(self._process.stdout.readline())["grpc"]
-        self.port = int(self.address.rpartition(":")[2])
 
     def kill(self) -> None:
         self._process.kill()

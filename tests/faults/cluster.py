@@ -16,16 +16,17 @@ from tests.faults.restarted import Restarted
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])}
 LEASE_S = 1.0
+PATIENT_LEASE_S = 3.0  # where none may be given up only because the machine is busy
 END_S = 30.0
 
 
 class Server(Restarted):
     """`lockstep-server` on one port and one state directory."""
 
-    def __init__(self, directory, host, *environments):
+    def __init__(self, directory, host, lease_s, *environments):
         self.address = f"{host}:{(port := free_port())}"
         arguments = ["--state-dir", str(directory), "--host", host, "--port", str(port), "--http-port", "0"]
-        arguments += ["--lease-s", str(LEASE_S), *([] if host == "127.0.0.1" else ["--allow-remote"])]
+        arguments += ["--lease-s", str(lease_s), *([] if host == "127.0.0.1" else ["--allow-remote"])]
         super().__init__("lockstep_server.main", arguments, *environments)
 
 
@@ -36,7 +37,9 @@ class Cluster:
     address, the environment and the log.
     """
 
-    def __init__(self, directory, *, make_fleet=SmallFleet, rules="", recovering=False, host="127.0.0.1"):
+    def __init__(
+        self, directory, *, make_fleet=SmallFleet, rules="", recovering=False, host="127.0.0.1", lease_s=LEASE_S
+    ):
         self.directory = directory
         self.traces = directory / "traces"
         self.traces.mkdir(parents=True)
@@ -45,7 +48,7 @@ class Cluster:
         self._log = self._parts.enter_context((directory / "log").open("ab"))
         first = environment | {failpoints.VARIABLE: ""} if recovering else environment
         with self._parts:
-            self.server = Server(directory / "state", host, environment, self._log, first)
+            self.server = Server(directory / "state", host, lease_s, environment, self._log, first)
             self._parts.callback(self.server.close)
             self.fleet = make_fleet(self.server.address, environment, self._log)
             self._parts.callback(self.fleet.close)

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.faults.cluster import LEASE_S, Cluster
+from tests.faults.cluster import PATIENT_LEASE_S, Cluster
 from tests.faults.fleet import SmallFleet
 from tests.faults.judging import assert_undisturbed, told
 from tests.faults.links import Links
@@ -14,7 +14,7 @@ from tests.faults.stories import reach, submit, until_ended
 pytestmark = [pytest.mark.faults, pytest.mark.netns, pytest.mark.slow]
 LONG = {"epochs": 40}
 LONGER = {"epochs": 120}  # some leases and redials long, on a quiet machine, too
-FEW_LEASES_S = 6 * LEASE_S  # of which the first finds out, and one is the slowness of a busy machine
+FEW_LEASES_S = 6 * PATIENT_LEASE_S  # of which the first finds out, and one is the slowness of a busy machine
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def links():
 @pytest.fixture
 def cluster(links, tmp_path):
     make_fleet = functools.partial(SmallFleet, slots=links.slots)
-    with Cluster(tmp_path / "cluster", make_fleet=make_fleet, host=links.host) as made:
+    with Cluster(tmp_path / "cluster", make_fleet=make_fleet, host=links.host, lease_s=PATIENT_LEASE_S) as made:
         yield made
 
 
@@ -61,7 +61,7 @@ def refused(name):
 @pytest.mark.parametrize("directions", [("out",), ("in", "out")], ids="-".join)
 def test_the_step_completes_on_the_other_worker_and_a_lost_one_that_comes_back_is_refused(cluster, links, directions):
     name, job = cut_until_lost(cluster, links, *directions)
-    assert f"worker {name} is lost: silent for more than 1 s" in told(job)
+    assert f"worker {name} is lost: silent for more than {PATIENT_LEASE_S:g} s" in told(job)
     links[0].mend()
     assert cluster.fleet.workers[name].wait(30) == 0
     assert cluster.fleet.said[name][-1] == refused(name)
@@ -85,7 +85,7 @@ def test_a_link_that_is_cut_for_less_than_a_lease_costs_no_worker(cluster, links
     job = submit(cluster, **LONG)
     reach(job, 20)
     links[0].cut("in", "out")
-    time.sleep(LEASE_S / 4)
+    time.sleep(PATIENT_LEASE_S / 8)
     links[0].mend()
     until_ended(job)
     assert_undisturbed(job, **LONG)

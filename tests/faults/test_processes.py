@@ -10,7 +10,7 @@ import pytest
 
 from tests.client.processes import until
 from tests.faults import task
-from tests.faults.cluster import LEASE_S, Cluster
+from tests.faults.cluster import PATIENT_LEASE_S, Cluster
 from tests.faults.judging import assert_undisturbed, told
 from tests.faults.stories import WAIT_S, reach, submit, until_ended
 
@@ -22,7 +22,7 @@ QUIET_S = 10.0
 
 @pytest.fixture
 def cluster(tmp_path):
-    with Cluster(tmp_path / "cluster") as made:
+    with Cluster(tmp_path / "cluster", lease_s=PATIENT_LEASE_S) as made:
         yield made
 
 
@@ -128,7 +128,7 @@ def test_a_worker_that_stops_delays_a_step_by_some_leases_and_is_replaced(cluste
     assert victim.wait(30) == -signal.SIGKILL, "the fleet ends the process of a worker that was given up"
     until_ended(job)
     assert_undisturbed(job, **LONG)
-    assert delay_s < 5 * LEASE_S, told(job)
+    assert delay_s < 5 * PATIENT_LEASE_S, told(job)
     assert len(cluster.fleet.workers) == 3
 
 
@@ -142,7 +142,7 @@ def test_a_server_that_stood_still_throws_no_worker_out(cluster):
     assert time.monotonic() - begun > QUIET_S / 2
     resumed = time.monotonic()
     reach(job, step + 3)
-    assert time.monotonic() - resumed < 5 * LEASE_S, told(job)
+    assert time.monotonic() - resumed < 5 * PATIENT_LEASE_S, told(job)
     until_ended(job)
     assert_undisturbed(job, **LONG)
     assert len(cluster.fleet.workers) == 2, "no worker was replaced"
