@@ -40,9 +40,9 @@ def test_many_names_are_not_all_told(tmp_path):
     assert refusal(path, Y) == f"data.csv: there is no column 'y'; it has {'x' * 40}..."
 
 
-@pytest.mark.timeout(20)  # a search through all names for each of them takes longer
+@pytest.mark.timeout(100)  # a search through all names for each of them takes longer
 def test_many_columns_are_looked_up_in_time(tmp_path):
-    num_columns = 60_000
+    num_columns = 120_000
     names = [f"f{i}" for i in range(num_columns)]
     path = csv_file(tmp_path, ",".join([*names, "y"]) + "\n" + "1," * num_columns + "0\n")
     (shard,) = shards([path], Y | {"features": names}, inputs=num_columns, shards=1)
