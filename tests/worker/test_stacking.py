@@ -6,7 +6,7 @@ import pytest
 from lockstep_proto import bfloat16, codec, tree
 from lockstep_proto.spec import read_spec
 from lockstep_proto.v1 import training_pb2
-from lockstep_worker import stacking
+from lockstep_worker import backprop, stacking
 from lockstep_worker.backprop import Backprop
 from lockstep_worker.batches import Batch
 from lockstep_worker.engine import Engine
@@ -122,8 +122,11 @@ def test_the_engine_has_the_bits_of_shards_one_by_one_for_any_shards_and_rows(mo
     assert found == [case.answer(1)] * 3
 
 
-def test_values_are_rounded_wherever_they_are_made():
-    Case(7, 48, p=0.2, wire_dtype="bfloat16").check()
+@pytest.mark.parametrize("cached", [0, 2_000, 100_000])
+@pytest.mark.parametrize("changes", [{}, {"wire_dtype": "bfloat16"}])
+def test_values_are_added_and_rounded_alike_wherever_they_are_made(monkeypatch, cached, changes):
+    monkeypatch.setattr(backprop, "CACHED_ELEMENTS", cached)
+    Case(7, 48, p=0.2, **changes).check()
 
 
 @pytest.mark.parametrize("num_cpus", [1, 2])

@@ -95,6 +95,7 @@ Array = npt.NDArray[Any]
 Views = Sequence[tuple[Array, Array]]
 Streams = list[np.random.Generator | None]
 _NO_ROWS = Sums(0.0, 0.0, 0.0)
+CACHED_ELEMENTS = 1 << 16  # of the gradients of stacked shards that are computed by one call before they are added
 
 
 class Backprop:
@@ -174,6 +175,11 @@ class Backprop:
         num_shards = len(d) // rows
         if num_shards == 1:
             _gradient_rows(z, d, out)
+        elif num_shards * out.size <= CACHED_ELEMENTS:
+            values = self._right(depth, num_shards * out.size).reshape(num_shards, out.size)
+            _stacked_gradient_rows(z, d, values)
+            out[...] = _tree_total(values, rounds)
+            return
         else:
             middle = tree.split(0, num_shards) * rows
             right = self._right(depth, out.size)
@@ -286,6 +292,27 @@ def _gradient_rows(z: Array, d: Array, out: Array) -> None:
         np.add.reduce(d, axis=0, out=out[weights.size :])  # (n_l,)
 
 
+def _stacked_gradient_rows(z: Array, d: Array, out: Array) -> None:
+    """Do the same for shards of equally many rows, each of which has a row of `out`."""
+    n, n_in, n_out = len(out), z.shape[1], d.shape[1]
+    z, d = z.reshape(n, -1, n_in), d.reshape(n, -1, n_out)  # (shards, N, n_l)
+    weights = out[:, : n_in * n_out].reshape(n, n_in, n_out)
+    np.matmul(z.transpose(0, 2, 1), d, out=weights)  # (shards, rows of n_{l-1}, n_l)
+    if weights.size < out.size:
+        np.add.reduce(d, axis=1, out=out[:, n_in * n_out :])  # (shards, n_l)
+
+
+def _tree_total(values: Array, rounds: bool) -> Array:
+    """Sum rows along the tree, in place. Return the first one, which has the sum."""
+    total: Array = values[0]
+    if len(values) > 1:
+        middle = tree.split(0, len(values))
+        np.add(_tree_total(values[:middle], rounds), _tree_total(values[middle:], rounds), out=total)
+    if rounds:
+        bfloat16.round_in_place(total)
+    return total
+
+
 def _tree_sum(sums: Sequence[Sums]) -> Sums:
     if len(sums) == 1:
         return sums[0]
@@ -295,12 +322,17 @@ def _tree_sum(sums: Sequence[Sums]) -> Sums:
 
 def _sums(w: Array | None, q: Array, metric: Array, num_shards: int) -> list[Sums]:
     """Return weight, loss and metric of each of some shards of equally many rows."""
-    q, metric, rows = q.astype(np.float64), metric.astype(np.float64), len(q) // num_shards
-    parts = [slice(lo, lo + rows) for lo in range(0, len(q), rows)]
-    if w is None:
-        return [Sums(float(rows), float(np.add.reduce(q[p])), float(np.add.reduce(metric[p]))) for p in parts]
-    q, metric = q * w, metric * w
-    return [Sums(*(float(np.add.reduce(values[p])) for values in (w, q, metric))) for p in parts]
+    q, metric = q.astype(np.float64), metric.astype(np.float64)
+    if w is not None:
+        q, metric = q * w, metric * w
+    weights = [len(q) / num_shards] * num_shards if w is None else _of_each(w, num_shards)
+    return list(map(Sums, weights, _of_each(q, num_shards), _of_each(metric, num_shards)))
+
+
+def _of_each(values: Array, num_shards: int) -> list[float]:
+    """Sum the values of each shard's rows."""
+    sums: list[float] = np.add.reduce(values.reshape(num_shards, -1), axis=1).tolist()
+    return sums
 
 
 def _blocks(num_rows: int) -> Iterator[tuple[int, int]]:

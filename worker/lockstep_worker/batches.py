@@ -93,9 +93,8 @@ def inputs(block: Block, batches: Sequence[Batch], lo: int, hi: int) -> Inputs:
     """Return X, Y and w of rows lo to hi of each of some batches, one below the other."""
     if len(batches) == 1:
         return _gather(block, batches[0], lo, hi)
-    rows = hi - lo
-    parts = [block.part(slice(i * rows, (i + 1) * rows)) for i in range(len(batches))]
-    return _stack(block, [_gather(part, batch, lo, hi) for part, batch in zip(parts, batches, strict=True)])
+    parts = block.parts(len(batches))
+    return _stack(block, parts, [_gather(part, batch, lo, hi) for part, batch in zip(parts, batches, strict=True)])
 
 
 def _gather(block: Block | InputRows, batch: Batch, lo: int, hi: int) -> Inputs:
@@ -119,12 +118,11 @@ def _one_hot(block: Block | InputRows, labels: Array) -> Array:
     return block.y
 
 
-def _stack(block: Block, gathered: Sequence[Inputs]) -> Inputs:
+def _stack(block: Block, parts: Sequence[InputRows], gathered: Sequence[Inputs]) -> Inputs:
     """Return X, Y and w of shards whose rows are one below the other in a block, or are brought there."""
-    rows = len(gathered[0][0])
-    for lo, (x, y, _) in zip(range(0, len(block.x), rows), gathered, strict=True):
-        for source, place in ((x, block.x[lo : lo + rows]), (y, block.y[lo : lo + rows])):
-            if not np.may_share_memory(source, place):
+    for part, (x, y, _) in zip(parts, gathered, strict=True):
+        for source, place in ((x, part.x), (y, part.y)):
+            if source is not place:
                 place[...] = source
     weights = [w for _, _, w in gathered if w is not None]
     return block.x, block.y, np.concatenate(weights) if weights else None

@@ -29,6 +29,7 @@ class Block:
         sizes = network.layout.sizes
         layers = range(len(sizes) - 1)
         units = sizes[1:]
+        self._parts: dict[int, list[InputRows]] = {}  # by the number of shards
         self.index = np.arange(num_rows)
         self.x = rows("x", sizes[0])  # (N, n_1)
         self.y = rows("y", sizes[-1])  # (N, n_L)
@@ -43,9 +44,15 @@ class Block:
         # random numbers are float32 whatever the dtype
         self.u = [scratch.view(np.float32)[: num_rows * n].reshape(num_rows, n) for n in units]
 
-    def part(self, rows: slice) -> InputRows:
-        """Return the room for X and Y of some of the rows."""
-        return InputRows(self.index[: rows.stop - rows.start], self.x[rows], self.y[rows])
+    def parts(self, num_shards: int) -> list[InputRows]:
+        """Return the room for X and Y of each of some shards of equally many rows."""
+        if num_shards not in self._parts:
+            rows = len(self.index) // num_shards
+            starts = range(0, len(self.index), rows)
+            self._parts[num_shards] = [
+                InputRows(self.index[:rows], self.x[lo : lo + rows], self.y[lo : lo + rows]) for lo in starts
+            ]
+        return self._parts[num_shards]
 
 
 class Workspace:
