@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 BURST = "64kb"
+SEGMENTS_BYTES = 1 << 15  # handed to the link at once, as to a card that cuts and joins packets itself
 LATENCY = "50ms"  # that a packet may wait in the bucket; then it is dropped
 SERVER_HOST, WORKERS_HOST = "10.213.7.1", "10.213.7.2"
 
@@ -35,6 +36,7 @@ def link(rate: str) -> Iterator[Link]:
             _in(name, "ip", "address", "add", f"{host}/30", "dev", device)
             for each in ("lo", device):
                 _in(name, "ip", "link", "set", each, "up")
+            _in(name, "ip", "link", "set", device, "gso_max_size", str(SEGMENTS_BYTES))
             shape = ("tbf", "rate", rate, "burst", BURST, "latency", LATENCY)
             _in(name, "tc", "qdisc", "add", "dev", device, "root", *shape)
         yield Link(_inside(server), _inside(workers), SERVER_HOST)

@@ -57,16 +57,13 @@ def test_a_slow_network_is_measured_with_and_without_overlap() -> None:
     (steps, names, (floor, *medians)), (added, _, more) = tables_of(run("network", "--rounds", "1", *small))
     assert steps == "M: 784-512-256-10, batch 64, 500mbit and 1 ms each way: a step, ms a step"
     assert added == "M: 784-512-256-10, batch 64, 500mbit and 1 ms each way: what transfer adds, ms a step"
-    late, chunks, rounded = (
-        "sent after computing, in one piece",
-        "sent under the computation, in chunks",
-        "the same as bfloat16",
-    )
-    assert names[1:] == [late, chunks, rounded]
+    ways = "sent after computing, in one piece", "sent under the computation, in chunks"
+    assert names[1:] == [*ways, "in one piece, as bfloat16", "in chunks, as bfloat16"]
     assert more == pytest.approx([median - floor for median in medians], abs=0.1)
     one_way_ms = 2 * 32 * (784 * 512 + 512 + 512 * 256 + 256 + 256 * 10 + 10) / 500e3  # 2 workers, 32 bits, 500 Mbit/s
     assert medians[0] > 1.9 * one_way_ms, "first up, then down"
     assert medians[1] > 0.95 * one_way_ms, "not faster than the link"
+    assert medians[2] > 1.9 * one_way_ms / 2
 
 
 @pytest.mark.cluster
