@@ -115,6 +115,7 @@ class Controller:
                 lease_s=settings.lease_s,
                 checkpoint_s=settings.checkpoint_s,
                 max_unsummed_bytes=settings.max_unsummed_bytes,
+                far=settings.far,
                 metrics=self._metrics,
                 clock=self._monotonic,
             ),

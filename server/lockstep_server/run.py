@@ -42,6 +42,7 @@ class JobRun:
         lease_s: float,
         checkpoint_s: float,
         max_unsummed_bytes: int,
+        far: bool = False,
         expelled: Collection[str] = (),
         numerics: numerics_pb2.NumericsFingerprint | None,
         metrics: Metrics,
@@ -59,6 +60,7 @@ class JobRun:
             lease_s=lease_s,
             checkpoint_s=checkpoint_s,
             max_unsummed_bytes=max_unsummed_bytes,
+            far=far,
             now=clock(),
         )
         self._clock = clock

@@ -47,6 +47,11 @@ class Settings:
             _check(field, getattr(self, field), getattr(self, field) > 0, "more than 0")
         _check("keep_checkpoints", self.keep_checkpoints, self.keep_checkpoints >= 1, "at least 1")
 
+    @property
+    def far(self) -> bool:
+        """Whether workers may be on other machines."""
+        return not is_loopback(self.host)
+
 
 def is_loopback(host: str) -> bool:
     """Whether an address is reached from this machine only."""

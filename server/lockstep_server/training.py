@@ -47,6 +47,7 @@ class Training:
         lease_s: float,
         checkpoint_s: float,
         max_unsummed_bytes: int,
+        far: bool = False,
         now: float,
     ) -> None:
         self.spec = spec
@@ -60,6 +61,7 @@ class Training:
             parameters=start.parameters,
             state=start.optimizer_state or None,
             num_updates=start.num_updates,
+            far=far,
         )
         self.keeping = Keeping(spec.checkpoints, checkpoint_s, self.update, self.progress, start.best, now)
         self.snapshot = self.keeping.snapshot

@@ -37,15 +37,16 @@ class OverflowedError(ArithmeticError):
     """An update would make a parameter that is not finite."""
 
 
-def chunking_of(spec: job_pb2.JobSpec, layout: Layout) -> Chunking:
+def chunking_of(spec: job_pb2.JobSpec, layout: Layout, *, far: bool) -> Chunking:
     """Return how the flat vector is cut. Chunks are whole blocks of the norms.
 
-    Those of a job on a slow network, for which values travel as bfloat16, are so small that there are many of them:
-    the sooner one has come, the sooner its update is on its way back.
+    Where the network may be slow, because workers are `far`, on other machines, or because the job's values travel as
+    bfloat16, they are so small that there are many of them: the sooner one has come, the sooner its update is on its
+    way back.
     """
     most = CHUNK_BYTES // layout.dtype.itemsize
     many = max(layout.num_parameters // MANY_CHUNKS // norms.BLOCK, 1) * norms.BLOCK
-    return Chunking(layout.num_parameters, min(most, many) if bfloat16.travels(spec) else most)
+    return Chunking(layout.num_parameters, min(most, many) if far or bfloat16.travels(spec) else most)
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,11 @@ class ParameterUpdate:
         parameters: Array,
         state: State | None,
         num_updates: int,
+        far: bool = False,
     ) -> None:
         self._spec = spec
         self.layout = Layout.from_spec(spec)
-        self.chunking = chunking_of(spec, self.layout)
+        self.chunking = chunking_of(spec, self.layout, far=far)
         self._attempt = attempt
         self.version = version
         self.num_updates = num_updates  # that the optimizer state has seen

@@ -36,14 +36,18 @@ def test_every_argument_reaches_its_setting() -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.3.2.1", "localhost", "::1", "[::1]"])
 def test_loopback_needs_no_switch(host: str) -> None:
-    assert Settings(state_dir=Path(), host=host).host == host
+    settings = Settings(state_dir=Path(), host=host)
+    assert settings.host == host
+    assert not settings.far
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "server.example"])
 def test_binding_wider_needs_the_switch(host: str) -> None:
     with pytest.raises(StartError, match="add --allow-remote"):
         Settings(state_dir=Path(), host=host)
-    assert Settings(state_dir=Path(), host=host, allow_remote=True).host == host
+    settings = Settings(state_dir=Path(), host=host, allow_remote=True)
+    assert settings.host == host
+    assert settings.far
 
 
 @pytest.mark.parametrize(

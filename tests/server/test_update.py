@@ -23,28 +23,16 @@ SPEC = read_spec(
 )
 
 
-@pytest.mark.parametrize(
-    ("wire_dtype", "units", "chunk_elements"),
-    [
-        ("float32", 500, 4 * 65_536),
-        ("bfloat16", 1, 65_536),
-        ("bfloat16", 500, 65_536),
-        ("bfloat16", 2_200, 2 * 65_536),
-        ("bfloat16", 25_000, 4 * 65_536),
-    ],
-)
-def test_chunks_are_smaller_where_bfloat16_travels_and_the_model_is_not_large(wire_dtype, units, chunk_elements):
-    spec = read_spec(
-        {
-            "network": {"inputs": 1000, "layers": [{"units": units}]},
-            "loss": "norm",
-            "batch_size": 8,
-            "epochs": 1,
-            "wire_dtype": wire_dtype,
-        }
-    )
+@pytest.mark.parametrize("units", [1, 500, 2_200, 25_000])
+@pytest.mark.parametrize(("far", "wire_dtype"), [(False, "float32"), (True, "float32"), (False, "bfloat16")])
+def test_chunks_are_smaller_where_the_network_may_be_slow_and_the_model_is_not_large(units, far, wire_dtype):
+    network = {"inputs": 1000, "layers": [{"units": units}]}
+    fields = {"network": network, "loss": "norm", "batch_size": 8, "epochs": 1}
+    spec = read_spec(fields | {"wire_dtype": wire_dtype})
     layout = Layout.from_spec(spec)
-    assert chunking_of(spec, layout) == Chunking(layout.num_parameters, chunk_elements)
+    small = {1: 1, 500: 1, 2_200: 2, 25_000: 4}[units] * 65_536
+    expected = small if far or wire_dtype == "bfloat16" else 4 * 65_536
+    assert chunking_of(spec, layout, far=far) == Chunking(layout.num_parameters, expected)
 
 
 def test_adam_goes_on_counting_where_only_its_state_was_taken_over():
