@@ -23,7 +23,7 @@ from lockstep_proto.layout import Chunking, Layout
 from lockstep_worker.stacking import ROWS_AT_A_TIME, draws
 
 _LEAST_ROWS = 256  # products of fewer rows take more than 3 % longer
-_MOST_BANDS = 4  # of a layer: a further one would hide little more of the transport
+_MOST_BANDS = 4  # of full size in a layer: a further one would hide little more of the transport
 _FEW_ROWS = 16  # of a shard; with more, thin products cost more than they save
 _lock = Lock()
 
@@ -70,15 +70,20 @@ class Bands:
 def _cuts(start: int, n_in: int, n_out: int, chunking: Chunking) -> list[int]:
     """Return the rows before which W^l, which begins at `start`, is cut: where a chunk begins, or a few rows above.
 
-    They are multiples of what kernels take at a time, so that these have no new edges.
+    They are multiples of what kernels take at a time, so that these have no new edges. The band that is computed first
+    may have half as many rows as others, so that transport begins early, and so may the last one, which it ends with.
     """
     least = max(_LEAST_ROWS, n_in // (_MOST_BANDS + 1))
-    found = [n_in]
-    for index in range(chunking.num_chunks - 1, -1, -1):
-        row = (chunking.range(index)[0] - start) // n_out // ROWS_AT_A_TIME * ROWS_AT_A_TIME
-        if least <= row <= found[0] - least:
+    begins = [chunking.range(index)[0] - start for index in range(chunking.num_chunks)]
+    rows = [begin // n_out // ROWS_AT_A_TIME * ROWS_AT_A_TIME for begin in begins]
+    rows = [row for row in rows if least // 2 <= row <= n_in - least // 2]
+    found = rows[-1:]
+    for row in reversed(rows):
+        if found[0] - row >= least and row - rows[0] >= least // 2:
             found.insert(0, row)
-    return found[:-1]
+    if found and found[0] - rows[0] >= least // 2:
+        found.insert(0, rows[0])
+    return found
 
 
 def _thin(product: Product) -> list[Product]:
