@@ -24,8 +24,10 @@ class Point:
 
 
 def measure_points(loads: Sequence[tuple[Load, Sequence[int]]]) -> list[Point]:
-    """Measure some loads, each with some numbers of workers."""
-    return [Point(load.num_bytes, n, measure_server(load, n)) for load, counts in loads for n in counts]
+    """Measure some loads, each with some numbers of workers, which share no memory with the server, as elsewhere."""
+    return [
+        Point(load.num_bytes, n, measure_server(load, n, shares_memory=False)) for load, counts in loads for n in counts
+    ]
 
 
 def fit(points: Sequence[Point], row_s: dict[str, float]) -> Costs:

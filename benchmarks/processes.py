@@ -63,12 +63,18 @@ class Server:
     """`lockstep-server` with a state directory of its own, without a fleet."""
 
     def __init__(
-        self, *, module: str = "lockstep_server.main", host: str = "127.0.0.1", prefix: Sequence[str] = ()
+        self,
+        *,
+        module: str = "lockstep_server.main",
+        host: str = "127.0.0.1",
+        shares_memory: bool = True,
+        prefix: Sequence[str] = (),
     ) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="lockstep-benchmarks-")
         state_dir = Path(self._directory.name) / "state"
-        remote = [] if host == "127.0.0.1" else ["--allow-remote"]
-        place = ["--state-dir", state_dir, "--host", host, "--port", 0, "--http-port", 0, *remote]
+        switches = [] if host == "127.0.0.1" else ["--allow-remote"]
+        switches += [] if shares_memory else ["--no-shared-memory"]
+        place = ["--state-dir", state_dir, "--host", host, "--port", 0, "--http-port", 0, *switches]
         with (Path(self._directory.name) / "server.log").open("ab") as log:
             self._process = launch(module, *place, "--exit-with-parent", prefix=prefix, stderr=log)
         ready = json.loads(line_of(self._process))

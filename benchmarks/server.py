@@ -2,6 +2,7 @@
 
 A step of N workers moves N gradients up and N copies of the parameters down, and updates the parameters once. Both the
 server and the sockets have the same number of processes on the other end, and all of them share this machine's CPUs.
+Workers on the server's machine share memory with it; those elsewhere, which are measured here as well, do not.
 """
 
 import argparse
@@ -27,6 +28,7 @@ CHUNK_BYTES = 1 << 20
 MAX_PROCESSES = 2  # at the workers' end, which has as many CPUs
 WARMUP_STEPS = 3
 HALF_OF_RAW = Limit(0.5, of_ratio=True, at_least=True)
+WAYS = {True: "", False: " through sockets"}  # with and without memory that the server and its workers share
 STEPS_PER_S = {2: Limit(1500, at_least=True), 32: Limit(300, at_least=True)}
 BASE_MB, COPIES = 150, {"sgd": 5.5, "adam": 7.0}  # what a server may hold, besides so many times the parameters
 
@@ -102,21 +104,28 @@ class Series:
         )
         self._rows = {n: self._add(n) for n in workers}
 
-    def _add(self, n: int) -> tuple[Row, Row, Row, Row]:
+    def _add(self, n: int) -> tuple[Row, dict[bool, tuple[Row, Row, Row]]]:
         words = f"{n} worker{'s' * (n > 1)}"
         raw = self.speed.add(f"plain sockets, {words}")
         limit = (HALF_OF_RAW if n == 2 else None) if self._in_gb else STEPS_PER_S.get(n)
-        product = self.speed.add(f"server, {words}", limit, raw)
-        return raw, product, self.cpu.add(f"server, {words}"), self.cpu.add(f"workers, {words}")
+        return raw, {
+            shares_memory: (
+                self.speed.add(f"server{way}, {words}", limit, raw),
+                self.cpu.add(f"server{way}, {words}"),
+                self.cpu.add(f"workers{way}, {words}"),
+            )
+            for shares_memory, way in WAYS.items()
+        }
 
     def measure(self, workers: int) -> None:
         """Measure once."""
-        raw, product, server_cpu, workers_cpu = self._rows[workers]
+        raw, ways = self._rows[workers]
         raw.samples.append(self._speed(measure_sockets(self.load, workers), workers))
-        found = measure_server(self.load, workers)
-        product.samples.append(self._speed(found.step_s, workers))
-        server_cpu.samples.append(1000 * found.server_cpu_s / workers)
-        workers_cpu.samples.append(1000 * found.workers_cpu_s / workers)
+        for shares_memory, (product, server_cpu, workers_cpu) in ways.items():
+            found = measure_server(self.load, workers, shares_memory=shares_memory)
+            product.samples.append(self._speed(found.step_s, workers))
+            server_cpu.samples.append(1000 * found.server_cpu_s / workers)
+            workers_cpu.samples.append(1000 * found.workers_cpu_s / workers)
 
     def _speed(self, step_s: float, workers: int) -> float:
         return 2 * workers * self.load.num_bytes / step_s / 1e9 if self._in_gb else 1 / step_s
@@ -142,7 +151,7 @@ class Memory:
             row.samples.append(measure_server(self._load, 2, optimizer).rss_bytes / 1e6)
 
 
-def measure_server(load: Load, workers: int, optimizer: str = "sgd") -> Measurement:
+def measure_server(load: Load, workers: int, optimizer: str = "sgd", *, shares_memory: bool = True) -> Measurement:
     """Run a job on a server of its own."""
     steps = load.steps_of(workers)
     case = load.case(workers, WARMUP_STEPS + steps + 1)
@@ -150,7 +159,7 @@ def measure_server(load: Load, workers: int, optimizer: str = "sgd") -> Measurem
     if optimizer == "adam":
         spec["optimizer"] = {"adam": {}}
     with (
-        Server() as server,
+        Server(shares_memory=shares_memory) as server,
         StandIn(server.address, worker_slots=workers, num_rows=case.num_rows),
         lockstep.Client(server.address) as client,
     ):

@@ -43,7 +43,7 @@ class Peer:
         task = self.following.work(message.work)
         if task is not None and task.version >= self.superseded_by:
             parameters = self.following.parameters(task.kind)
-            self.engine.answer(task, parameters, self.to_server.append, lambda: False)
+            self.engine.answer(task, parameters, self.to_server.append, lambda: False, codec.encode_node_chunk)
 
 
 class OneThreadCluster:

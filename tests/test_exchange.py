@@ -12,9 +12,10 @@ import grpc
 import numpy as np
 import pytest
 
-from lockstep_proto import channels, frames
+from lockstep_proto import channels, frames, shared
+from lockstep_proto.calls import ClientCall, ServerCall
 from lockstep_proto.layout import Layout, digest
-from lockstep_proto.v1 import numerics_pb2, service_pb2, training_pb2
+from lockstep_proto.v1 import numerics_pb2, service_pb2, training_pb2, training_pb2_grpc
 from lockstep_server import endpoint
 from lockstep_server.endpoint import Endpoint
 from lockstep_server.exchange import Exchange
@@ -23,6 +24,7 @@ from lockstep_server.initial import initial_parameters
 from lockstep_server.metrics import Metrics
 from lockstep_server.outbox import Outbox
 from lockstep_server.run import JobRun
+from lockstep_worker import conversation
 from lockstep_worker.errors import WorkerError
 from lockstep_worker.exchange import Worker
 from tests import plain_loop
@@ -73,7 +75,15 @@ class Listener:
 class Host:
     """A server with one run, on an event loop in a thread of its own."""
 
-    def __init__(self, settings=SETTINGS, numerics=None, max_unsummed_bytes=1 << 30, lease_s=WAIT_S, **changes):
+    def __init__(
+        self,
+        settings=SETTINGS,
+        numerics=None,
+        max_unsummed_bytes=1 << 30,
+        shares_memory=True,
+        lease_s=WAIT_S,
+        **changes,
+    ):
         self.spec = spec_of(settings)
         for name, value in changes.items():
             setattr(self.spec.workers, name, value)
@@ -82,6 +92,7 @@ class Host:
         self.numerics = numerics
         self.max_unsummed_bytes = max_unsummed_bytes
         self.lease_s = lease_s
+        self.shares_memory = shares_memory
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever)
         self.thread.start()
@@ -101,6 +112,7 @@ class Host:
             lease_s=self.lease_s,
             checkpoint_s=1e9,
             max_unsummed_bytes=self.max_unsummed_bytes,
+            shares_memory=self.shares_memory,
             numerics=self.numerics,
             metrics=Metrics(),
         )
@@ -149,14 +161,65 @@ def expected():
     return plain_loop.train(SETTINGS, X, Y).digest(SETTINGS)
 
 
+@pytest.mark.parametrize("shares_memory", [True, False])
 @pytest.mark.parametrize("cpus", [[1], [1, 1], [2], [2, 1, 1]])
-def test_workers_train_a_job_to_its_end_and_hear_of_it(cpus, expected):
-    with Host() as host:
+def test_workers_train_a_job_to_its_end_and_hear_of_it(cpus, shares_memory, expected):
+    with Host(shares_memory=shares_memory) as host:
         futures = [host.worker(f"w{i}", num_cpus)[1] for i, num_cpus in enumerate(cpus)]
         assert host.digest == expected
         assert [future.result(WAIT_S) for future in futures] == ["the job has ended"] * len(cpus)
         assert host.listener.outcome.stop_reason == service_pb2.STOP_REASON_EPOCHS
         assert all(record.compute_s > 0 for record in host.listener.steps)
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """The messages that are sent through streams, by either end."""
+    sent = []
+    for end in (ClientCall, ServerCall):
+
+        def send(call, message, send=end.send):
+            sent.append(message)
+            send(call, message)
+
+        monkeypatch.setattr(end, "send", send)
+    return sent
+
+
+@pytest.mark.skipif(not shared.machine(), reason="this system has no memory to share")
+def test_what_a_worker_on_the_same_machine_exchanges_does_not_go_through_its_stream(sent, expected):
+    with Host() as host:
+        host.worker("a")
+        host.worker("b")
+        assert host.digest == expected
+        num_chunks = host.run.training.update.chunking.num_chunks
+    large = [message for message in sent if len(message) >= shared.LEAST_BYTES]
+    assert 0 < len(large) <= 2 * 2 * num_chunks  # of the versions that were made before they came, or as they did
+
+
+@pytest.mark.skipif(not shared.machine(), reason="this system has no memory to share")
+def test_a_worker_that_does_not_find_the_memory_says_nothing_of_it(sent, expected, monkeypatch):
+    def find(place):
+        raise FileNotFoundError(place.slots.descriptor)
+
+    monkeypatch.setattr(conversation, "Memory", find)
+    with Host() as host:
+        host.worker("a")
+        assert host.digest == expected
+        num_chunks = host.run.training.update.chunking.num_chunks
+    large = [message for message in sent if len(message) >= shared.LEAST_BYTES]
+    assert len(large) > 2 * num_chunks * (host.run.training.version - 1)
+
+
+def test_memory_that_is_not_shared_is_not_referred_to():
+    with Host(shares_memory=False) as host:
+        hello = training_pb2.WorkerHello(job_id="job", worker_id="w", num_cpus=1, machine=shared.machine())
+        reference = training_pb2.WorkerMessage(reference=training_pb2.Reference(offset=4096, num_bytes=70_000))
+        with grpc.insecure_channel(f"127.0.0.1:{host.endpoint.port}") as channel:
+            messages = iter([training_pb2.WorkerMessage(hello=hello), reference])
+            answers = training_pb2_grpc.TrainingServiceStub(channel).Exchange(messages)
+            with pytest.raises(grpc.RpcError, match="a reference to memory that is not shared"):
+                list(answers)
 
 
 def test_bfloat16_travels_there_and_back():

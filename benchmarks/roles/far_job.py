@@ -32,7 +32,7 @@ def main() -> None:
     case = dataclasses.replace(CASES[options.case], batch=options.batch, warmup_epochs=1, epochs=options.epochs)
     module = "benchmarks.roles.whole_server" if options.late else "lockstep_server.main"
     with (
-        Server(module=module, host=options.host) as server,
+        Server(module=module, host=options.host, shares_memory=False) as server,
         StandIn(server.address, worker_slots=NUM_WORKERS, num_rows=case.num_rows),
         lockstep.Client(server.address) as client,
         contextlib.ExitStack() as stack,

@@ -12,11 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from benchmarks.processes import cpu_s, main_thread_cpu_s, rss_bytes
-from lockstep_proto import codec, numerics, tree
+from lockstep_proto import numerics, shared, tree
 from lockstep_proto.codec import NodeChunk, ParameterChunk, Sums
 from lockstep_proto.layout import Chunking, Layout
 from lockstep_proto.v1 import training_pb2
-from lockstep_worker.stream import CallEndedError, Stream
+from lockstep_worker.conversation import Conversation
+from lockstep_worker.stream import CallEndedError
 
 REDIAL_S = 0.05
 ONE_ROW = Sums(1.0, 1.0, 0.0)
@@ -27,22 +28,28 @@ class SyntheticWorker:
 
     def __init__(self, job_id: str, worker_id: str, at_step: Callable[[int], None]) -> None:
         hello = training_pb2.WorkerHello(
-            job_id=job_id, worker_id=worker_id, num_cpus=1, numerics=numerics.fingerprint()
+            job_id=job_id,
+            worker_id=worker_id,
+            num_cpus=1,
+            numerics=numerics.fingerprint(),
+            machine=shared.machine(),
         )
         self._hello = training_pb2.WorkerMessage(hello=hello).SerializeToString()
         self._num_shards = 0
         self._chunks: list[memoryview] = []
+        self._chunk_bytes = 0
+        self._parameters = memoryview(b"")
         self._at_step = at_step
 
     def run(self, server: str) -> None:
         """Work until the server says goodbye; dial until the job runs."""
         while True:
-            self._stream = Stream(server)
+            self._stream = Conversation(server)
             self._stream.send(self._hello)
             try:
                 while True:
-                    for message in self._stream.receive():
-                        self._received(codec.decode_server_message(message))
+                    for message in self._stream.hear():
+                        self._received(message)
             except CallEndedError as error:
                 if "does not run now" not in str(error):
                     return
@@ -51,7 +58,9 @@ class SyntheticWorker:
             time.sleep(REDIAL_S)
 
     def _received(self, message: ParameterChunk | training_pb2.ServerMessage) -> None:
-        if isinstance(message, ParameterChunk):
+        if isinstance(message, ParameterChunk):  # is copied, as by a worker that computes
+            begin = message.chunk_index * self._chunk_bytes
+            self._parameters[begin : begin + len(message.data)] = message.data
             return
         match message.WhichOneof("kind"):
             case "welcome":
@@ -66,6 +75,8 @@ class SyntheticWorker:
         values = np.full(layout.num_parameters, 0.001, layout.dtype)
         ranges = [chunking.range(i) for i in range(chunking.num_chunks)]
         self._chunks = [values[lo:hi].data for lo, hi in ranges]
+        self._chunk_bytes = welcome.chunk_elements * layout.dtype.itemsize
+        self._parameters = memoryview(bytearray(values.nbytes))
 
     def _work(self, work: training_pb2.Work) -> None:
         if work.kind != training_pb2.WORK_KIND_STEP:
@@ -75,7 +86,7 @@ class SyntheticWorker:
             for node in tree.top_nodes(part.lo, part.hi, self._num_shards):
                 for index in reversed(range(len(self._chunks))):
                     chunk = NodeChunk(work.attempt, work.version, node, index, ONE_ROW, 0.0, self._chunks[index])
-                    self._stream.send(codec.encode_node_chunk(chunk))
+                    self._stream.send(self._stream.encode(chunk))
 
 
 class Probe:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lockstep_proto import codec
 from lockstep_worker import exchange
-from lockstep_worker.engine import Engine
+from lockstep_worker.engine import Encode, Engine
 from lockstep_worker.following import Task
 from lockstep_worker.shard import Shard
 
@@ -20,11 +21,16 @@ class LateEngine(Engine):
     """Sends nothing until all is computed."""
 
     def answer(
-        self, task: Task, parameters: npt.NDArray[Any], send: Callable[[bytes], None], superseded: Callable[[], bool]
+        self,
+        task: Task,
+        parameters: npt.NDArray[Any],
+        send: Callable[[bytes], None],
+        superseded: Callable[[], bool],
+        encode: Encode = codec.encode_node_chunk,
     ) -> None:
         """Compute, then send."""
         messages: list[bytes] = []
-        super().answer(task, parameters, messages.append, superseded)
+        super().answer(task, parameters, messages.append, superseded, encode)
         for message in messages:
             send(message)
 

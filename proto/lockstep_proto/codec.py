@@ -51,6 +51,13 @@ class ParameterChunk(NamedTuple):
     data: Data
 
 
+class Reference(NamedTuple):
+    """Where a message lies that does not go through the stream: its place in shared memory, and its length."""
+
+    offset: int
+    num_bytes: int
+
+
 @lru_cache(maxsize=4096)
 def _varint(value: int) -> bytes:
     """Encode a length in five bytes, whatever its size."""
@@ -67,20 +74,34 @@ _PARAMETERS = struct.Struct("<B5s BI BQ BI 17s B5s".replace(" ", ""))
 _PARAMETERS_PADDING = b"\x72\x0f" + bytes(15)
 _PARAMETERS_TAGS = (0x0A, 0x0D, 0x11, 0x1D, _PARAMETERS_PADDING, 0x7A)
 
+# tag, length | offset | num_bytes; the same in either direction
+_REFERENCE = struct.Struct("<BB BQ BI".replace(" ", ""))
+_REFERENCE_TAGS = (0x42, _REFERENCE.size - 2, 0x09, 0x15)
+
 NODE_HEADER_BYTES = _NODE.size
 PARAMETERS_HEADER_BYTES = _PARAMETERS.size
 
 
 def encode_node_chunk(chunk: NodeChunk) -> bytes:
     """Return the WorkerMessage that holds `chunk`."""
+    header = _node_header(chunk)
+    return b"".join((header, chunk.data)) if len(chunk.data) else header
+
+
+def write_node_chunk(message: memoryview, chunk: NodeChunk) -> None:
+    """Make `message`, which has as many bytes as it takes, the WorkerMessage that holds `chunk`."""
+    message[: _NODE.size] = _node_header(chunk)
+    message[_NODE.size :] = memoryview(chunk.data).cast("B")
+
+
+def _node_header(chunk: NodeChunk) -> bytes:
     size = memoryview(chunk.data).nbytes
     outer = _varint(_NODE.size - _ENVELOPE_BYTES + size)
     t0, t1, t2, t3, t4, t5, t6, t7, pad, t15 = _NODE_TAGS
-    header = _NODE.pack(
+    return _NODE.pack(
         t0, outer, t1, chunk.attempt, t2, chunk.step, t3, chunk.node[0], t4, chunk.node[1], t5, chunk.chunk_index,
         t6, *chunk.sums, t7, chunk.compute_s, pad, t15, _varint(size),
     )  # fmt: skip
-    return b"".join((header, chunk.data)) if size else header
 
 
 def write_parameter_header(message: memoryview, attempt: int, version: int, chunk_index: int) -> None:
@@ -89,6 +110,26 @@ def write_parameter_header(message: memoryview, attempt: int, version: int, chun
     outer = _varint(_PARAMETERS.size - _ENVELOPE_BYTES + size)
     t0, t1, t2, t3, pad, t15 = _PARAMETERS_TAGS
     _PARAMETERS.pack_into(message, 0, t0, outer, t1, attempt, t2, version, t3, chunk_index, pad, t15, _varint(size))
+
+
+def encode_reference(reference: Reference) -> bytes:
+    """Return the WorkerMessage or ServerMessage that says where a message lies."""
+    t8, length, t1, t2 = _REFERENCE_TAGS
+    return _REFERENCE.pack(t8, length, t1, reference.offset, t2, reference.num_bytes)
+
+
+def read_reference(message: Data) -> Reference | None:
+    """Return what such a message says; None for any other. Raises DecodeError for what is not protobuf."""
+    if not message or message[0] != _REFERENCE_TAGS[0]:
+        return None
+    if len(message) == _REFERENCE.size:
+        t8, length, t1, offset, t2, num_bytes = _REFERENCE.unpack(message)
+        if (t8, length, t1, t2) == _REFERENCE_TAGS:
+            return Reference(offset, num_bytes)
+    parsed = training_pb2.WorkerMessage.FromString(bytes(message))
+    if parsed.WhichOneof("kind") != "reference":
+        return None
+    return Reference(parsed.reference.offset, parsed.reference.num_bytes)
 
 
 def decode_worker_message(message: Data) -> NodeChunk | training_pb2.WorkerMessage:

@@ -116,6 +116,7 @@ class Controller:
                 checkpoint_s=settings.checkpoint_s,
                 max_unsummed_bytes=settings.max_unsummed_bytes,
                 far=settings.far,
+                shares_memory=settings.share_memory,
                 metrics=self._metrics,
                 clock=self._monotonic,
             ),

@@ -210,11 +210,11 @@ class _Connection:
         """Take messages out of the outbox, as many as are written at once. Return whether there is something."""
         outgoing, conversation = self._call.outgoing, self._conversation
         if conversation is not None:
-            outbox = conversation.outbox
-            while outgoing.num_bytes < ENOUGH_BYTES and not outgoing.waits and (message := outbox.pop()) is not None:
+            following = conversation.next
+            while outgoing.num_bytes < ENOUGH_BYTES and not outgoing.waits and (message := following()) is not None:
                 failpoints.hit("server.exchange.write")
                 self._call.send(message)
-            if outbox.over:
+            if conversation.outbox.over:
                 self.end(StatusCode.OK, "")
         return outgoing.num_bytes > 0
 

@@ -10,6 +10,7 @@ from lockstep_proto import codec, failpoints
 from lockstep_proto.v1 import training_pb2
 from lockstep_server.outbox import Outbox
 from lockstep_server.run import JobRun
+from lockstep_server.sharing import Sharing
 
 
 class Call(Protocol):
@@ -45,6 +46,7 @@ class Conversation:
         self._call = call
         self._run: JobRun | None = None
         self._worker_id = ""
+        self._sharing: Sharing | None = None
         self._ended = False
 
     def received(self, message: codec.Data) -> None:
@@ -52,19 +54,27 @@ class Conversation:
         if self._ended:
             return
         try:
-            decoded = codec.decode_worker_message(message)
-        except DecodeError as error:
+            decoded = codec.decode_worker_message(self._referred(message))
+        except (DecodeError, ValueError) as error:
             self._refuse(StatusCode.INVALID_ARGUMENT, f"a message that cannot be read: {error}")
             return
-        if self._run is not None:
+        if self._sharing is not None and _is_found(decoded):
+            self._sharing.found()
+        elif self._run is not None:
             self._run.received(self._worker_id, self.outbox, decoded)
         else:
             self._begin(decoded)
+
+    def next(self) -> codec.Data | None:
+        """Take the next message to the worker out of the outbox, as it is to be sent; None if there is none now."""
+        message = self.outbox.pop()
+        return message if message is None or self._sharing is None else self._sharing.refer(message)
 
     def ended(self) -> None:
         """Nothing more comes from the worker, or reaches it."""
         if not self._ended:
             self._ended = True
+            self._sharing = None
             if self._run is not None:
                 self._run.gone(self._worker_id, self.outbox)
 
@@ -83,8 +93,21 @@ class Conversation:
             self._refuse(StatusCode.UNAVAILABLE, f"job {hello.job_id} does not run now")
             return
         self._run, self._worker_id = run, hello.worker_id
-        run.join(hello, self.outbox)
+        self._sharing = run.join(hello, self.outbox)
+
+    def _referred(self, message: codec.Data) -> codec.Data:
+        """Return the message that another one refers to, or that one itself. Raises DecodeError, ValueError."""
+        reference = codec.read_reference(message)
+        if reference is None:
+            return message
+        if self._sharing is None:
+            raise ValueError("a reference to memory that is not shared")
+        return self._sharing.message(reference)
 
     def _refuse(self, code: StatusCode, reason: str) -> None:
         self.ended()
         self._call.end(code, reason)
+
+
+def _is_found(message: codec.NodeChunk | training_pb2.WorkerMessage) -> bool:
+    return not isinstance(message, codec.NodeChunk) and message.WhichOneof("kind") == "memory_found"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from lockstep_proto import codec, failpoints, numerics
+from lockstep_proto import codec, failpoints, numerics, shared
 from lockstep_proto.v1 import job_pb2, numerics_pb2, service_pb2, training_pb2
 from lockstep_server.checkpoints import Checkpoint
 from lockstep_server.crew import TICKS_PER_LEASE
@@ -19,6 +19,7 @@ from lockstep_server.measures import Measures
 from lockstep_server.metrics import Metrics
 from lockstep_server.outbox import Outbox
 from lockstep_server.records import Outcome, RunListener
+from lockstep_server.sharing import Memory, Sharing
 from lockstep_server.snapshot import Snapshot
 from lockstep_server.training import Training
 
@@ -43,6 +44,7 @@ class JobRun:
         checkpoint_s: float,
         max_unsummed_bytes: int,
         far: bool = False,
+        shares_memory: bool,
         expelled: Collection[str] = (),
         numerics: numerics_pb2.NumericsFingerprint | None,
         metrics: Metrics,
@@ -51,6 +53,7 @@ class JobRun:
         self.job_id = job_id
         self.spec = spec
         self.numerics = numerics
+        self._memory = Memory(shared.machine() if shares_memory else "")
         self.training = Training(
             spec,
             num_rows=num_rows,
@@ -61,6 +64,7 @@ class JobRun:
             checkpoint_s=checkpoint_s,
             max_unsummed_bytes=max_unsummed_bytes,
             far=far,
+            room=self._memory.room,
             now=clock(),
         )
         self._clock = clock
@@ -148,13 +152,13 @@ class JobRun:
 
     # The exchange with one worker.
 
-    def join(self, hello: training_pb2.WorkerHello, outbox: Outbox) -> None:
-        """Take a worker in, or say why not."""
+    def join(self, hello: training_pb2.WorkerHello, outbox: Outbox) -> Sharing | None:
+        """Take a worker in, or say why not. Return the memory that is shared with it, if it is on this machine."""
         refusal = self._refusal(hello)
         if refusal:
             self._listener.event(service_pb2.SEVERITY_WARNING, refusal)
             outbox.close(_goodbye(refusal, refused=True))
-            return
+            return None
         former = self._outboxes.get(hello.worker_id)
         if former is not None:
             former.close(None)
@@ -162,10 +166,12 @@ class JobRun:
         self._infos[hello.worker_id] = service_pb2.WorkerInfo(
             worker_id=hello.worker_id, job_id=self.job_id, host=hello.host, num_cpus=hello.num_cpus
         )
-        outbox.put(None, self._welcome())
+        sharing = self._memory.share(hello.machine, self.training.update.chunk_bytes)
+        outbox.put(None, self._welcome(sharing))
         with self._defects_end_it():
             self._carry(self.training.worker_joined(hello.worker_id, hello.num_cpus, self._clock()))
             self._workers_changed()
+        return sharing
 
     def received(self, worker_id: str, outbox: Outbox, message: codec.NodeChunk | training_pb2.WorkerMessage) -> None:
         """Take in a message; one that comes on a stream which has been replaced or closed says nothing any more."""
@@ -236,7 +242,7 @@ class JobRun:
             return None
         return numerics.difference(self.numerics, hello.numerics)
 
-    def _welcome(self) -> bytes:
+    def _welcome(self, sharing: Sharing | None) -> bytes:
         welcome = training_pb2.Welcome(
             attempt=self.training.attempt,
             spec=self.spec,
@@ -244,6 +250,7 @@ class JobRun:
             lease_s=self._lease_s,
             num_rows=self.training.plan.num_rows,
             num_validation_rows=self.training.plan.num_validation_rows,
+            memory=None if sharing is None else sharing.place,
         )
         return training_pb2.ServerMessage(welcome=welcome).SerializeToString()
 

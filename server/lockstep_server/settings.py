@@ -27,6 +27,7 @@ class Settings:
     keep_uploads_s: float = 7 * DAY_S  # after it, uploads that no job needs are deleted
     max_upload_bytes: int = 64 << 30  # one file
     max_unsummed_bytes: int = 1 << 30  # of a job's step: workers that are ahead of others wait when so much has come
+    share_memory: bool = True  # with workers on this machine: what they exchange does not go through sockets then
     exit_with_parent: bool = False  # whether the end of stdin ends the server
 
     def __post_init__(self) -> None:
@@ -96,6 +97,12 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=default.max_unsummed_bytes,
         help="workers that are ahead wait when so much of a step cannot be summed yet (default: %(default)s)",
+    )
+    add(
+        "--no-shared-memory",
+        dest="share_memory",
+        action="store_false",
+        help="exchange all with workers on this machine through sockets, too",
     )
     add("--exit-with-parent", action="store_true", help="end when stdin ends")
     return parser

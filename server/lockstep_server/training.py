@@ -22,6 +22,7 @@ from lockstep_server.handout import Handout
 from lockstep_server.holding import Holding
 from lockstep_server.intake import Intake, StepError
 from lockstep_server.keeping import Keeping
+from lockstep_server.parameters import Room, own_memory
 from lockstep_server.progress import Plan, Progress, has_accuracy
 from lockstep_server.records import Outcome
 from lockstep_server.reduction import DuplicateValueError, Value
@@ -48,6 +49,7 @@ class Training:
         checkpoint_s: float,
         max_unsummed_bytes: int,
         far: bool = False,
+        room: Room = own_memory,
         now: float,
     ) -> None:
         self.spec = spec
@@ -62,6 +64,7 @@ class Training:
             state=start.optimizer_state or None,
             num_updates=start.num_updates,
             far=far,
+            room=room,
         )
         self.keeping = Keeping(spec.checkpoints, checkpoint_s, self.update, self.progress, start.best, now)
         self.snapshot = self.keeping.snapshot

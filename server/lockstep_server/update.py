@@ -21,7 +21,7 @@ from lockstep_proto.layout import Chunking, Layout, clip_slices
 from lockstep_proto.v1 import job_pb2
 from lockstep_server import norms, penalties
 from lockstep_server.optimizers import State, optimizer_from_spec
-from lockstep_server.parameters import Draft, Parameters
+from lockstep_server.parameters import Draft, Parameters, Room, own_memory
 from lockstep_server.schedules import learning_rates
 
 Array = npt.NDArray[Any]
@@ -72,8 +72,10 @@ class ParameterUpdate:
         state: State | None,
         num_updates: int,
         far: bool = False,
+        room: Room = own_memory,
     ) -> None:
         self._spec = spec
+        self._room = room
         self.layout = Layout.from_spec(spec)
         self.chunking = chunking_of(spec, self.layout, far=far)
         self._attempt = attempt
@@ -103,11 +105,16 @@ class ParameterUpdate:
         self._take_over()
         self._begin()
 
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of the largest chunk's values, in the job's dtype."""
+        return min(self.chunking.chunk_elements, self.layout.num_parameters) * self.layout.dtype.itemsize
+
     def _draft(self, version: int) -> None:
         """Make room for the messages of a version."""
-        self._next = self._next_rounded = Draft(self.chunking, self.layout.dtype, self._attempt, version)
+        self._next = self._next_rounded = Draft(self.chunking, self.layout.dtype, self._attempt, version, self._room)
         if self.rounds:
-            self._next_rounded = Draft(self.chunking, bfloat16.DTYPE, self._attempt, version)
+            self._next_rounded = Draft(self.chunking, bfloat16.DTYPE, self._attempt, version, self._room)
         self.next_messages = self._next_rounded.messages  # what there is of those that workers get
 
     def _take_over(self) -> None:

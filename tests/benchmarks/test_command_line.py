@@ -44,8 +44,11 @@ def test_the_server_is_measured_against_plain_sockets() -> None:
         "steps/s", "ms a step and worker", "GB/s", "ms a step and worker", "MB",
     ]  # fmt: skip
     (_, speeds, _), (_, costs, _), _, _, (_, memories, megabytes) = tables
-    assert speeds == [f"{what}, {n}" for n in ("1 worker", "2 workers") for what in ("plain sockets", "server")]
-    assert costs == [f"{what}, {n}" for n in ("1 worker", "2 workers") for what in ("server", "workers")]
+    ways = ("", " through sockets")
+    products, ends = [f"server{way}" for way in ways], [f"{end}{way}" for way in ways for end in ("server", "workers")]
+    counts = ("1 worker", "2 workers")
+    assert speeds == [f"{what}, {n}" for n in counts for what in ("plain sockets", *products)]
+    assert costs == [f"{what}, {n}" for n in counts for what in ends]
     assert memories == ["the parameters", "server with sgd", "server with adam"]
     assert megabytes[0] == pytest.approx(4 * (300 * 300 + 300) / 1e6, rel=0.01)
     assert all(median > 0 for _, _, medians in tables for median in medians)

@@ -93,6 +93,23 @@ def test_other_messages_pass_through_as_the_generated_class():
     assert codec.decode_server_message(work.SerializeToString()) == work
 
 
+@given(offset=st.integers(0, 2**64 - 1), num_bytes=st.integers(0, 2**32 - 1))
+def test_a_reference_is_protobuf_in_either_direction_and_any_encoding_of_it_is_read(offset, num_bytes):
+    reference = codec.Reference(offset, num_bytes)
+    message = codec.encode_reference(reference)
+    plain = training_pb2.Reference(offset=offset, num_bytes=num_bytes)
+    assert training_pb2.WorkerMessage.FromString(message).reference == plain
+    assert training_pb2.ServerMessage.FromString(message).reference == plain
+    assert codec.read_reference(message) == reference
+    assert codec.read_reference(training_pb2.ServerMessage(reference=plain).SerializeToString()) == reference
+
+
+def test_other_messages_are_no_references():
+    heartbeat = training_pb2.WorkerMessage(heartbeat=training_pb2.Heartbeat()).SerializeToString()
+    assert codec.read_reference(heartbeat) is None
+    assert codec.read_reference(b"") is None
+
+
 @given(NODE_CHUNKS, st.data())
 def test_a_cut_message_is_never_taken_for_a_whole_one(chunk, data):
     message = codec.encode_node_chunk(chunk)

@@ -26,6 +26,7 @@ class Conversation:
     def __init__(self, call):
         self.outbox = Outbox(call.filled, call.listen)
         self.messages = asyncio.Queue()
+        self.next = self.outbox.pop
 
     def received(self, message):
         self.messages.put_nowait(bytes(message))

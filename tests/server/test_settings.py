@@ -16,7 +16,7 @@ def test_the_defaults_of_the_command_line_are_those_of_the_settings() -> None:
 def test_every_argument_reaches_its_setting() -> None:
     arguments = "--state-dir s --host 0.0.0.0 --allow-remote --port 0 --http-port 1 --lease-s 3 --checkpoint-s 4"
     arguments += " --keep-checkpoints 5 --keep-finished-days 6 --keep-uploads-days 0.5 --max-upload-bytes 8"
-    arguments += " --max-unsummed-bytes 9"
+    arguments += " --max-unsummed-bytes 9 --no-shared-memory"
     assert read_arguments([*arguments.split(), "--exit-with-parent"]) == Settings(
         state_dir=Path("s"),
         host="0.0.0.0",
@@ -30,6 +30,7 @@ def test_every_argument_reaches_its_setting() -> None:
         keep_uploads_s=DAY_S / 2,
         max_upload_bytes=8,
         max_unsummed_bytes=9,
+        share_memory=False,
         exit_with_parent=True,
     )
 

@@ -112,7 +112,7 @@ class _Call:
 
 async def _write(conversation: Conversation, call: _Call, context: Context) -> None:
     while call.failure is None:
-        message = conversation.outbox.pop()
+        message = conversation.next()
         if message is not None:
             await context.write(message)
         elif conversation.outbox.over:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from lockstep_proto import failpoints
-from lockstep_worker.engine import Engine
+from lockstep_worker.engine import Encode, Engine
 from lockstep_worker.session import Compute, Job
 
 LONG_S = 0.003  # under a computation that lasts so long somebody else is to read; to wake another thread costs 0.1 ms
@@ -23,13 +23,16 @@ class Computing:
         """Whether a computation is likely to last long: the last one of its kind did, or there was none."""
         return self._lasted_s.get(computation.task.kind, math.inf) > LONG_S
 
-    def carry_out(self, computation: Compute, send: Callable[[bytes], None], superseded: Callable[[], bool]) -> None:
-        """Compute and send, unless nobody waits for it any more. Raises what the computation raises."""
+    def carry_out(
+        self, computation: Compute, encode: Encode, send: Callable[[bytes], None], superseded: Callable[[], bool]
+    ) -> None:
+        """Compute, encode and send, unless nobody waits for it any more. Raises what the computation raises."""
         if superseded():
             return
         begun_s = time.monotonic()
         failpoints.hit("worker.work")
-        self._engine_for(computation.job).answer(computation.task, computation.parameters, send, superseded)
+        engine = self._engine_for(computation.job)
+        engine.answer(computation.task, computation.parameters, send, superseded, encode)
         failpoints.hit("worker.sent")
         if not superseded():  # one that was left off says nothing
             self._lasted_s[computation.task.kind] = time.monotonic() - begun_s

@@ -26,6 +26,7 @@ from lockstep_worker.shard import Shard
 from lockstep_worker.shares import Parts, Supply
 
 Array = npt.NDArray[Any]
+Encode = Callable[[NodeChunk], bytes]  # threads may call it at the same time
 _NUM_VERSIONS = 3  # that a worker has arrays for
 _NOTHING = memoryview(b"")
 
@@ -70,10 +71,15 @@ class Engine:
         self._known: deque[tuple[Array, Views]] = deque(maxlen=_NUM_VERSIONS)
 
     def answer(
-        self, task: Task, parameters: Array, send: Callable[[bytes], None], superseded: Callable[[], bool]
+        self,
+        task: Task,
+        parameters: Array,
+        send: Callable[[bytes], None],
+        superseded: Callable[[], bool],
+        encode: Encode = codec.encode_node_chunk,
     ) -> None:
         """Compute a task, and send each message that comes of it, encoded. Threads may call `send` at the same time."""
-        computation = self.begin(task, parameters, send, superseded)
+        computation = self.begin(task, parameters, send, superseded, encode)
         mine, others = computation.shares[:1], computation.shares[1:]
         futures = [self._pool.submit(_go_through, share) for share in others] if self._pool else []
         for share in mine:
@@ -85,7 +91,12 @@ class Engine:
             self._take_ahead(task)
 
     def begin(
-        self, task: Task, parameters: Array, send: Callable[[bytes], None], superseded: Callable[[], bool]
+        self,
+        task: Task,
+        parameters: Array,
+        send: Callable[[bytes], None],
+        superseded: Callable[[], bool],
+        encode: Encode = codec.encode_node_chunk,
     ) -> "Computation":
         """Begin a task. Between shards, or bands of stacked ones, it is left off if superseded: others did it."""
         started = time.perf_counter()
@@ -96,8 +107,7 @@ class Engine:
                 values = bfloat16.pack(values)
             data = values.data if values.size else _NOTHING
             compute_s = time.perf_counter() - started
-            chunk = NodeChunk(task.attempt, task.version, node, chunk_index, sums, compute_s, data)
-            send(codec.encode_node_chunk(chunk))
+            send(encode(NodeChunk(task.attempt, task.version, node, chunk_index, sums, compute_s, data)))
 
         if task.kind == training_pb2.WORK_KIND_EXAMINE:
             return self._examine(task, views, send, superseded)

@@ -12,14 +12,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from lockstep_proto import codec, failpoints, numerics
+from lockstep_proto import failpoints, numerics, shared
 from lockstep_proto.v1 import training_pb2
 from lockstep_worker.computing import Computing
+from lockstep_worker.conversation import Conversation
 from lockstep_worker.engine import Engine
 from lockstep_worker.errors import WorkerError
 from lockstep_worker.session import Compute, Dial, Effect, End, Joined, Send, Session
 from lockstep_worker.shard import Shard
-from lockstep_worker.stream import CallEndedError, Stream
+from lockstep_worker.stream import CallEndedError
 
 logger = logging.getLogger(__name__)
 GOODBYE_S = 2.0  # how long the last messages may take to be sent
@@ -48,6 +49,7 @@ class Worker:
             host=socket.gethostname(),
             num_cpus=num_cpus,
             numerics=numerics.fingerprint(),
+            machine=shared.machine(),
         )
         self._server = server
         self._joined = joined
@@ -58,15 +60,15 @@ class Worker:
         )
         self._lock = threading.Lock()  # around the session and what its effects change
         self._session = Session(hello)
-        self._stream: Stream | None = None
+        self._stream: Conversation | None = None
         self._wait_s = 0.0  # before the next dial
-        self._next: tuple[Compute, Stream] | None = None  # to be computed
+        self._next: tuple[Compute, Conversation] | None = None  # to be computed
         self._end: End | None = None
         self._ended = threading.Event()  # nothing follows but the last messages
         self._over = threading.Event()  # they are sent
         self._error: BaseException | None = None  # what ended another thread
         self._reads = threading.Lock()  # held by the thread that reads, and around what follows
-        self._read_stream: Stream | None = None
+        self._read_stream: Conversation | None = None
         self._long = threading.Event()  # a computation may be so long that another thread is to read
 
     @property
@@ -123,7 +125,7 @@ class Worker:
             while self._read_stream is not None:
                 self._read_on()
 
-    def _compute(self, computation: Compute, stream: Stream) -> None:
+    def _compute(self, computation: Compute, stream: Conversation) -> None:
         def send(message: bytes) -> None:
             failpoints.hit("worker.send")
             stream.send(message)
@@ -134,7 +136,7 @@ class Worker:
         if self._computing.is_long(computation):
             self._long.set()
         try:
-            self._computing.carry_out(computation, send, superseded)
+            self._computing.carry_out(computation, stream.encode, send, superseded)
         except Exception as error:
             logger.exception("cannot compute step %d", computation.task.version)
             with self._lock:
@@ -172,7 +174,7 @@ class Worker:
         if self._ended.wait(self._wait_s):
             return
         failpoints.hit("worker.dial")
-        stream = Stream(self._server)
+        stream = Conversation(self._server)
         with self._lock:
             if self._ended.is_set():
                 return
@@ -180,16 +182,15 @@ class Worker:
             self._carry(self._session.opened(time.monotonic()))
         failpoints.hit("worker.hello")
 
-    def _receive(self, stream: Stream, wait: bool) -> str | None:
+    def _receive(self, stream: Conversation, wait: bool) -> str | None:
         """Give the session what comes. Return why nothing more does, if so."""
         try:
-            for message in stream.receive(wait=wait):
+            for message in stream.hear(wait=wait):
                 failpoints.hit("worker.read")
-                decoded = codec.decode_server_message(message)
                 with self._lock:
                     if self._stream is not stream:
                         return "given up"
-                    self._carry(self._session.received(decoded, time.monotonic()))
+                    self._carry(self._session.received(message, time.monotonic()))
         except (OSError, CallEndedError) as error:
             return str(error)
         except Exception as error:

@@ -65,6 +65,8 @@ class WorkerMessage(message.Message):
     LEAVING_FIELD_NUMBER: builtins.int
     FAILURE_FIELD_NUMBER: builtins.int
     FINDING_FIELD_NUMBER: builtins.int
+    MEMORY_FOUND_FIELD_NUMBER: builtins.int
+    REFERENCE_FIELD_NUMBER: builtins.int
     @builtins.property
     def chunk(self) -> NodeChunk:
         """A piece of a node's value."""
@@ -89,6 +91,14 @@ class WorkerMessage(message.Message):
     def finding(self) -> Finding:
         """What an examination of its shards has found."""
 
+    @builtins.property
+    def memory_found(self) -> MemoryFound:
+        """It has found the memory that the welcome told of: either end may refer to it from now on."""
+
+    @builtins.property
+    def reference(self) -> Reference:
+        """The message lies in the memory that the worker writes."""
+
     def __init__(
         self,
         *,
@@ -98,12 +108,14 @@ class WorkerMessage(message.Message):
         leaving: WorkerLeaving | None = ...,
         failure: WorkerFailure | None = ...,
         finding: Finding | None = ...,
+        memory_found: MemoryFound | None = ...,
+        reference: Reference | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "failure", b"failure", "finding", b"finding", "heartbeat", b"heartbeat", "hello", b"hello", "kind", b"kind", "leaving", b"leaving"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "failure", b"failure", "finding", b"finding", "heartbeat", b"heartbeat", "hello", b"hello", "kind", b"kind", "leaving", b"leaving", "memory_found", b"memory_found", "reference", b"reference"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "failure", b"failure", "finding", b"finding", "heartbeat", b"heartbeat", "hello", b"hello", "kind", b"kind", "leaving", b"leaving"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "failure", b"failure", "finding", b"finding", "heartbeat", b"heartbeat", "hello", b"hello", "kind", b"kind", "leaving", b"leaving", "memory_found", b"memory_found", "reference", b"reference"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = typing.Literal["chunk", "hello", "heartbeat", "leaving", "failure", "finding"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = typing.Literal["chunk", "hello", "heartbeat", "leaving", "failure", "finding", "memory_found", "reference"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -118,6 +130,7 @@ class ServerMessage(message.Message):
     WORK_FIELD_NUMBER: builtins.int
     GOODBYE_FIELD_NUMBER: builtins.int
     HEARTBEAT_FIELD_NUMBER: builtins.int
+    REFERENCE_FIELD_NUMBER: builtins.int
     @builtins.property
     def chunk(self) -> ParameterChunk:
         """A piece of the parameters."""
@@ -138,6 +151,10 @@ class ServerMessage(message.Message):
     def heartbeat(self) -> Heartbeat:
         """Nothing new, still here. A worker that hears nothing for a lease dials again."""
 
+    @builtins.property
+    def reference(self) -> Reference:
+        """The message lies in the memory that the server writes."""
+
     def __init__(
         self,
         *,
@@ -146,12 +163,13 @@ class ServerMessage(message.Message):
         work: Work | None = ...,
         goodbye: Goodbye | None = ...,
         heartbeat: Heartbeat | None = ...,
+        reference: Reference | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "kind", b"kind", "welcome", b"welcome", "work", b"work"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "kind", b"kind", "reference", b"reference", "welcome", b"welcome", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "kind", b"kind", "welcome", b"welcome", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "kind", b"kind", "reference", b"reference", "welcome", b"welcome", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = typing.Literal["chunk", "welcome", "work", "goodbye", "heartbeat"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = typing.Literal["chunk", "welcome", "work", "goodbye", "heartbeat", "reference"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -260,6 +278,7 @@ class WorkerHello(message.Message):
     HOST_FIELD_NUMBER: builtins.int
     NUM_CPUS_FIELD_NUMBER: builtins.int
     NUMERICS_FIELD_NUMBER: builtins.int
+    MACHINE_FIELD_NUMBER: builtins.int
     job_id: builtins.str
     """The job it was started for."""
     worker_id: builtins.str
@@ -268,6 +287,8 @@ class WorkerHello(message.Message):
     """Where it runs."""
     num_cpus: builtins.int
     """Shards it computes side by side."""
+    machine: builtins.str
+    """What it has in common with a server that it could share memory with; empty if it cannot."""
     @builtins.property
     def numerics(self) -> numerics_pb2.NumericsFingerprint:
         """Its numerics."""
@@ -280,10 +301,11 @@ class WorkerHello(message.Message):
         host: builtins.str = ...,
         num_cpus: builtins.int = ...,
         numerics: numerics_pb2.NumericsFingerprint | None = ...,
+        machine: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["numerics", b"numerics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["host", b"host", "job_id", b"job_id", "num_cpus", b"num_cpus", "numerics", b"numerics", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["host", b"host", "job_id", b"job_id", "machine", b"machine", "num_cpus", b"num_cpus", "numerics", b"numerics", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -393,6 +415,7 @@ class Welcome(message.Message):
     LEASE_S_FIELD_NUMBER: builtins.int
     NUM_ROWS_FIELD_NUMBER: builtins.int
     NUM_VALIDATION_ROWS_FIELD_NUMBER: builtins.int
+    MEMORY_FIELD_NUMBER: builtins.int
     attempt: builtins.int
     """The attempt that runs."""
     chunk_elements: builtins.int
@@ -407,6 +430,10 @@ class Welcome(message.Message):
     def spec(self) -> job_pb2.JobSpec:
         """The job's spec, with its defaults filled in."""
 
+    @builtins.property
+    def memory(self) -> SharedMemory:
+        """Memory for messages, if the worker is on the server's machine."""
+
     def __init__(
         self,
         *,
@@ -416,10 +443,116 @@ class Welcome(message.Message):
         lease_s: builtins.float = ...,
         num_rows: builtins.int = ...,
         num_validation_rows: builtins.int = ...,
+        memory: SharedMemory | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["memory", b"memory", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["attempt", b"attempt", "chunk_elements", b"chunk_elements", "lease_s", b"lease_s", "num_rows", b"num_rows", "num_validation_rows", b"num_validation_rows", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["attempt", b"attempt", "chunk_elements", b"chunk_elements", "lease_s", b"lease_s", "memory", b"memory", "num_rows", b"num_rows", "num_validation_rows", b"num_validation_rows", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class SharedMemory(message.Message):
+    """Memory of the server in which messages lie instead of going through the stream. A worker that does not find it says
+    nothing, and all goes through the stream.
+    """
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    PARAMETERS_FIELD_NUMBER: builtins.int
+    SLOTS_FIELD_NUMBER: builtins.int
+    SLOT_BYTES_FIELD_NUMBER: builtins.int
+    slot_bytes: builtins.int
+    """Bytes of a slot."""
+    @builtins.property
+    def parameters(self) -> MemoryFile:
+        """The server writes it: the parameters."""
+
+    @builtins.property
+    def slots(self) -> MemoryFile:
+        """The worker writes it: a head, and behind it slots, one message each (lockstep_proto.shared)."""
+
+    def __init__(
+        self,
+        *,
+        parameters: MemoryFile | None = ...,
+        slots: MemoryFile | None = ...,
+        slot_bytes: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["parameters", b"parameters", "slots", b"slots"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["parameters", b"parameters", "slot_bytes", b"slot_bytes", "slots", b"slots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class MemoryFile(message.Message):
+    """A file in memory, as its process has it open."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    PID_FIELD_NUMBER: builtins.int
+    DESCRIPTOR_FIELD_NUMBER: builtins.int
+    NUM_BYTES_FIELD_NUMBER: builtins.int
+    TOKEN_FIELD_NUMBER: builtins.int
+    pid: builtins.int
+    """The process."""
+    descriptor: builtins.int
+    """Its descriptor of the file."""
+    num_bytes: builtins.int
+    """The file's size."""
+    token: builtins.bytes
+    """What it begins with, so that no other is taken for it."""
+    def __init__(
+        self,
+        *,
+        pid: builtins.int = ...,
+        descriptor: builtins.int = ...,
+        num_bytes: builtins.int = ...,
+        token: builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["descriptor", b"descriptor", "num_bytes", b"num_bytes", "pid", b"pid", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class MemoryFound(message.Message):
+    """A worker has found the memory."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class Reference(message.Message):
+    """Where a message lies. Encoded by lockstep_proto.codec."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: builtins.int
+    NUM_BYTES_FIELD_NUMBER: builtins.int
+    offset: builtins.int
+    """Where it begins in the file."""
+    num_bytes: builtins.int
+    """Its length."""
+    def __init__(
+        self,
+        *,
+        offset: builtins.int = ...,
+        num_bytes: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["num_bytes", b"num_bytes", "offset", b"offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,147 @@
+"""Memory that a job's server shares with those workers that are on its machine; see lockstep_proto.shared."""
+
+import fcntl
+import heapq
+import logging
+import mmap
+import os
+import secrets
+import weakref
+from collections import deque
+
+import numpy as np
+
+from lockstep_proto import codec, shared
+from lockstep_proto.codec import Data, Reference
+from lockstep_proto.v1 import training_pb2
+from lockstep_server.parameters import own_memory
+
+log = logging.getLogger(__name__)
+NUM_ROOMS = 8  # versions, present, next and on their way, twice; a page takes memory when it is first written to
+SLOTS_BYTES = 32 << 20  # of a worker
+
+
+class File:
+    """A file in memory. It lasts as long as somebody has it mapped."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._descriptor = os.memfd_create("lockstep", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self._descriptor, num_bytes)
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL  # else its end could be taken from under us
+        fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, seals)
+        self.map = mmap.mmap(self._descriptor, num_bytes)
+        token = secrets.token_bytes(shared.TOKEN_BYTES)
+        self.map[: shared.TOKEN_BYTES] = token
+        self.place = training_pb2.MemoryFile(
+            pid=os.getpid(), descriptor=self._descriptor, num_bytes=num_bytes, token=token
+        )
+        self.close = weakref.finalize(self, os.close, self._descriptor)  # then nobody finds it any more
+
+
+class Memory:
+    """The memory in which the versions of a job's parameters are made: shared as soon as there is a worker for that.
+
+    `machine` is what workers must have in common with this server (lockstep_proto.shared); if empty, none has it.
+    """
+
+    def __init__(self, machine: str) -> None:
+        self._machine = machine
+        self._room_bytes = mmap.PAGESIZE  # as much as was ever asked for
+        self._file: File | None = None
+        self._address = 0
+        self._free: list[int] = []
+
+    def room(self, num_bytes: int) -> memoryview:
+        """Return memory that belongs to the caller for as long as somebody refers to it."""
+        if self._file is None:
+            self._room_bytes = max(self._room_bytes, _whole_pages(num_bytes))
+        elif self._free and num_bytes <= self._room_bytes:
+            number = heapq.heappop(self._free)
+            room = np.frombuffer(self._file.map, np.uint8, num_bytes, shared.HEAD_BYTES + number * self._room_bytes)
+            weakref.finalize(room, heapq.heappush, self._free, number).atexit = False
+            return room.data
+        return own_memory(num_bytes)
+
+    def share(self, machine: str, chunk_bytes: int) -> "Sharing | None":
+        """Share memory with a worker; None if it is on another machine. A chunk's values have at most so many bytes."""
+        if not self._machine or machine != self._machine:
+            return None
+        try:
+            return Sharing(self, codec.NODE_HEADER_BYTES + chunk_bytes)
+        except OSError as error:
+            log.warning("no memory can be shared with a worker: %s", error)
+            return None
+
+    def parameters(self) -> training_pb2.MemoryFile:
+        """Return the file in which later versions lie."""
+        if self._file is None:
+            self._file = File(shared.HEAD_BYTES + NUM_ROOMS * self._room_bytes)
+            self._address = _address(self._file.map)
+            self._free = list(range(NUM_ROOMS))
+        return self._file.place
+
+    def offset(self, message: Data) -> int | None:
+        """Return where a message lies in the file; None if it does not."""
+        if self._file is None:
+            return None
+        offset = _address(message) - self._address
+        return offset if 0 <= offset < self._file.place.num_bytes else None
+
+
+class Sharing:
+    """What is shared with one worker on one stream. `place` tells the worker where it is."""
+
+    def __init__(self, memory: Memory, largest_bytes: int) -> None:
+        self._memory = memory
+        self._slot_bytes = _whole_pages(largest_bytes)
+        self._num_slots = min(max(SLOTS_BYTES // self._slot_bytes, 4), shared.MAX_SLOTS)
+        self._slots = File(shared.HEAD_BYTES + self._num_slots * self._slot_bytes)
+        self._num_read = shared.num_read(self._slots.map)
+        self.place = training_pb2.SharedMemory(
+            parameters=memory.parameters(), slots=self._slots.place, slot_bytes=self._slot_bytes
+        )
+        self._found = False  # by the worker
+        self._taken: set[int] = set()  # slots whose messages are in use here
+        self._lent: deque[Data] = deque()  # messages that the worker may not have read yet
+        self._num_given_back = 0
+
+    def found(self) -> None:
+        """Take note that the worker has found it."""
+        self._found = True
+
+    def message(self, reference: Reference) -> memoryview:
+        """Return a message of the worker; its slot is free again when nobody refers to it. Raises ValueError."""
+        number, rest = divmod(reference.offset - shared.HEAD_BYTES, self._slot_bytes)
+        fits = rest == 0 and 0 <= number < self._num_slots and reference.num_bytes <= self._slot_bytes
+        if not self._found or not fits or number in self._taken:
+            raise ValueError(f"there is no message of {reference.num_bytes} bytes at {reference.offset}")
+        self._taken.add(number)
+        message = np.frombuffer(self._slots.map, np.uint8, reference.num_bytes, reference.offset)
+        weakref.finalize(message, self._give_back, number).atexit = False
+        return message.data
+
+    def refer(self, message: Data) -> Data:
+        """Return what is to be sent in place of a message: a reference to it, where the worker has the memory."""
+        if not self._found or len(message) < shared.LEAST_BYTES:
+            return message
+        offset = self._memory.offset(message)
+        if offset is None:
+            return message
+        while self._lent and self._num_given_back < self._num_read[0]:
+            self._lent.popleft()
+            self._num_given_back += 1
+        self._lent.append(message)
+        return codec.encode_reference(Reference(offset, len(message)))
+
+    def _give_back(self, number: int) -> None:
+        self._taken.remove(number)
+        state = shared.STATES + number
+        self._slots.map[state : state + 1] = shared.FREE
+
+
+def _whole_pages(num_bytes: int) -> int:
+    return -(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def _address(memory: "Data | mmap.mmap") -> int:
+    return int(np.frombuffer(memory, np.uint8, 1).__array_interface__["data"][0])

@@ -1,0 +1,192 @@
+"""The memory that a server shares with a worker: whose it is at what time, and what is refused."""
+
+import mmap
+import os
+
+import numpy as np
+import pytest
+
+from lockstep_proto import codec, shared
+from lockstep_proto.codec import NodeChunk, Reference, Sums
+from lockstep_server.sharing import NUM_ROOMS, Memory
+from lockstep_worker.sharing import Memory as Found
+
+MACHINE = "here"
+NUM_BYTES = 5 * mmap.PAGESIZE + 100  # of a room, and of a chunk's values
+VALUES = np.arange(NUM_BYTES // 4, dtype=np.float32)
+
+pytestmark = pytest.mark.skipif(not shared.machine(), reason="this system has no memory to share")
+
+
+class Ends:
+    """The memory of one stream, from the server's end and from the worker's."""
+
+    def __init__(self):
+        self.memory = Memory(MACHINE)
+        self.memory.room(NUM_BYTES)  # of the version that was made before the worker came
+        self.sharing = self.memory.share(MACHINE, NUM_BYTES)
+        self.worker = Found(self.sharing.place)
+        self.sharing.found()
+
+    def version(self, value):
+        """Return the message of a version, all of whose bytes are `value`."""
+        room = self.memory.room(NUM_BYTES)
+        room[:] = bytes([value]) * NUM_BYTES
+        return room.toreadonly()
+
+    def send(self, message):
+        """Send a message to the worker. Return what it sees there."""
+        return self.worker.message(codec.read_reference(self.sharing.refer(message)))
+
+
+@pytest.fixture
+def ends():
+    return Ends()
+
+
+def chunk(step=1):
+    return NodeChunk(1, step, (0, 2), 3, Sums(1.0, 2.0, 3.0), 0.5, VALUES.data)
+
+
+# Parameters.
+
+
+def test_a_message_is_read_where_the_server_has_made_it(ends):
+    message = ends.version(7)
+    seen = ends.send(message)
+    assert seen == message
+    assert seen.readonly
+
+
+def test_a_message_that_was_made_before_the_memory_was_shared_goes_through_the_stream():
+    memory = Memory(MACHINE)
+    message = memory.room(NUM_BYTES).toreadonly()
+    sharing = memory.share(MACHINE, NUM_BYTES)
+    sharing.found()
+    assert sharing.refer(message) is message
+
+
+def test_a_small_message_goes_through_the_stream(ends):
+    message = ends.version(7)[: shared.LEAST_BYTES - 1]
+    assert ends.sharing.refer(message) is message
+
+
+def test_nothing_is_referred_to_before_the_worker_has_found_it():
+    memory = Memory(MACHINE)
+    sharing = memory.share(MACHINE, NUM_BYTES)
+    message = memory.room(NUM_BYTES).toreadonly()
+    assert sharing.refer(message) is message
+    with pytest.raises(ValueError, match="there is no message of 20000 bytes at "):
+        sharing.message(Reference(shared.HEAD_BYTES, 20_000))
+
+
+@pytest.mark.parametrize("machine", ["", "elsewhere"])
+def test_a_worker_on_another_machine_shares_nothing(machine):
+    assert Memory(MACHINE).share(machine, NUM_BYTES) is None
+    assert Memory("").share(machine, NUM_BYTES) is None
+
+
+def test_a_version_stays_as_it_is_until_nobody_has_it_and_the_worker_has_read_it(ends):
+    seen = ends.send(ends.version(1))  # the server itself forgets it
+    for value in range(2, 2 + NUM_ROOMS):
+        ends.version(value)
+    assert set(seen) == {1}
+    ends.worker.read()
+    ends.send(ends.version(50))  # takes note of what was read
+    ends.version(51)
+    assert set(seen) == {51}
+
+
+def test_versions_for_which_there_is_no_room_go_through_the_stream(ends):
+    versions = [ends.version(value) for value in range(NUM_ROOMS + 1)]
+    assert [ends.sharing.refer(version) is version for version in versions] == [False] * NUM_ROOMS + [True]
+    assert [set(version) for version in versions] == [{value} for value in range(NUM_ROOMS + 1)]
+
+
+def test_the_parameters_cannot_be_written_by_the_worker(ends):
+    with pytest.raises(TypeError, match="read-only"):
+        ends.send(ends.version(1))[0] = 2
+
+
+# Gradients.
+
+
+def test_a_chunk_is_read_where_the_worker_has_written_it(ends):
+    read = codec.decode_worker_message(ends.sharing.message(ends.worker.write(chunk())))
+    assert read._replace(data=None) == chunk()._replace(data=None)
+    assert (np.frombuffer(read.data, np.float32) == VALUES).all()
+
+
+def test_a_slot_is_given_back_when_nobody_refers_to_its_message(ends):
+    first = ends.worker.write(chunk())
+    values = np.frombuffer(codec.decode_worker_message(ends.sharing.message(first)).data, np.float32)
+    second = ends.worker.write(chunk(2))
+    assert second.offset != first.offset
+    part = values[5:]
+    del values
+    assert ends.worker.write(chunk(3)).offset not in (first.offset, second.offset)
+    del part
+    assert ends.worker.write(chunk(4)).offset == first.offset
+
+
+def test_a_worker_without_a_free_slot_sends_through_the_stream(ends):
+    num_slots = 0
+    while ends.worker.write(chunk()) is not None:
+        num_slots += 1
+    assert num_slots == (ends.sharing.place.slots.num_bytes - shared.HEAD_BYTES) // ends.sharing.place.slot_bytes
+
+
+def test_a_chunk_that_is_small_or_does_not_fit_goes_through_the_stream(ends):
+    small = chunk()._replace(data=VALUES[:10].data)
+    large = chunk()._replace(data=np.zeros(2 * NUM_BYTES, np.float32).data)
+    assert [ends.worker.write(small), ends.worker.write(large)] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"offset": shared.HEAD_BYTES + 4},
+        {"offset": 0},
+        {"offset": 1 << 40},
+        {"num_bytes": 1 << 20},
+    ],
+)
+def test_a_reference_to_what_is_no_slot_is_refused(ends, change):
+    with pytest.raises(ValueError, match="there is no message of "):
+        ends.sharing.message(ends.worker.write(chunk())._replace(**change))
+
+
+def test_a_slot_that_is_in_use_is_not_taken_for_another_message(ends):
+    reference = ends.worker.write(chunk())
+    message = ends.sharing.message(reference)
+    with pytest.raises(ValueError, match="there is no message of "):
+        ends.sharing.message(reference)
+    del message
+    assert len(ends.sharing.message(reference)) == reference.num_bytes
+
+
+# The files.
+
+
+def test_a_file_cannot_be_cut_off_by_the_worker(ends):
+    place = ends.sharing.place.slots
+    descriptor = os.open(f"/proc/{place.pid}/fd/{place.descriptor}", os.O_RDWR)
+    try:
+        with pytest.raises(PermissionError):
+            os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def test_another_file_is_not_taken_for_it(ends):
+    place = ends.sharing.place
+    place.slots.token = bytes(shared.TOKEN_BYTES)
+    with pytest.raises(ValueError, match="it is another file"):
+        Found(place)
+
+
+def test_a_file_that_is_gone_is_not_found(ends):
+    place = ends.sharing.place
+    del ends.sharing
+    with pytest.raises(OSError, match=f"/proc/{os.getpid()}/fd/"):
+        Found(place)

@@ -1,0 +1,51 @@
+"""What a worker and the server say to each other: encoded and decoded, through a stream or through shared memory."""
+
+import logging
+from collections.abc import Iterator
+
+from lockstep_proto import codec
+from lockstep_proto.codec import NodeChunk, ParameterChunk
+from lockstep_proto.v1 import training_pb2
+from lockstep_worker.sharing import Memory
+from lockstep_worker.stream import CallEndedError, Stream
+
+logger = logging.getLogger(__name__)
+_FOUND = training_pb2.WorkerMessage(memory_found=training_pb2.MemoryFound()).SerializeToString()
+
+
+class Conversation(Stream):
+    """A stream, and the memory that the server's welcome told of, if it is there."""
+
+    def __init__(self, server: str) -> None:
+        super().__init__(server)
+        self._memory: Memory | None = None
+
+    def hear(self, *, wait: bool = True) -> Iterator[ParameterChunk | training_pb2.ServerMessage]:
+        """Yield what the next bytes complete, as `receive` does. Raises DecodeError, too."""
+        for message in self.receive(wait=wait):
+            reference = codec.read_reference(message)
+            if reference is not None:
+                if self._memory is None:
+                    raise CallEndedError("the server refers to memory that is not shared")
+                yield codec.decode_server_message(self._memory.message(reference))
+                self._memory.read()
+                continue
+            decoded = codec.decode_server_message(message)
+            if not isinstance(decoded, ParameterChunk) and decoded.HasField("welcome"):
+                self._find_memory(decoded.welcome)
+            yield decoded
+
+    def encode(self, chunk: NodeChunk) -> bytes:
+        """Return the message that holds a chunk, or that refers to it. It is to be sent."""
+        reference = None if self._memory is None else self._memory.write(chunk)
+        return codec.encode_node_chunk(chunk) if reference is None else codec.encode_reference(reference)
+
+    def _find_memory(self, welcome: training_pb2.Welcome) -> None:
+        if not welcome.HasField("memory"):
+            return
+        try:
+            self._memory = Memory(welcome.memory)
+        except (OSError, ValueError) as error:
+            logger.info("no memory is shared with the server: %s", error)
+        else:
+            self.send(_FOUND)
