@@ -18,7 +18,7 @@ from lockstep_server.parameters import own_memory
 
 log = logging.getLogger(__name__)
 NUM_ROOMS = 8  # versions, present, next and on their way, twice; a page takes memory when it is first written to
-SLOTS_BYTES = 32 << 20  # of a worker
+SLOTS_BYTES = 64 << 20  # of a worker
 
 
 class File:
