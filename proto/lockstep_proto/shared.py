@@ -1,12 +1,15 @@
 """Memory of the server that a worker on the same machine has, too: messages lie in it instead of going through sockets.
 
-The server makes two files in memory, and its welcome says as which descriptors it has them open. A worker of the same
-user finds them under /proc, or does not: then all goes through the stream. What lies in them is looked at when a
-message on the stream refers to it, so the order of the stream is that of all messages.
+The server makes files in memory, and its welcome says as which descriptors it has them open. A worker of the same user
+finds them under /proc, or does not: then all goes through the stream. What lies in them is looked at when a message on
+the stream refers to it, so the order of the stream is that of all messages.
 
-- The server writes the parameters to one, which the worker cannot write.
-- The worker writes the other: a head, which says how many references it has read and which of the slots behind it are
-  taken. It takes a slot; the server, which knows when a value has been summed, gives it back.
+- The server writes the parameters of a job to one, which workers cannot write.
+- A worker writes to one of its own: a head, which says how many references it has read and which of the slots behind
+  it are taken. It takes a slot; the server, which knows when a value has been summed, gives it back.
+
+When a call has ended, its worker may still read what the server writes anew. Nothing comes of that: what it has then is
+forgotten with the call, and what it would send has no way.
 """
 
 import hashlib
@@ -17,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-LEAST_BYTES = 1 << 14  # a smaller message goes through the stream
+LEAST_BYTES = 1 << 14  # to copy a smaller message through the stream costs less than to refer to it
 TOKEN_BYTES = 16  # at the beginning of either file
 HEAD_BYTES = mmap.PAGESIZE
 STATES = 128  # where the slots' states begin in the head, a byte each

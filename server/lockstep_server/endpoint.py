@@ -106,7 +106,7 @@ class _Connection:
             self._writes.add(self)
 
     def listen(self, listens: bool) -> None:
-        """Take in what the worker sends, or leave it to the network: it then sends no more than that holds."""
+        """Take in what the worker sends, or leave it to the network: it then sends no more than that and slots hold."""
         if not self._is_closed and listens is not self._listens:
             self._listens = listens
             if listens:

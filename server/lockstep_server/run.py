@@ -17,7 +17,7 @@ from lockstep_server.crew import TICKS_PER_LEASE
 from lockstep_server.effects import Dismiss, Effect, Ended, EpochDone, Forget, Keep, Listen, Notice, Send, StepDone
 from lockstep_server.measures import Measures
 from lockstep_server.metrics import Metrics
-from lockstep_server.outbox import Outbox
+from lockstep_server.outbox import MAX_VERSIONS, Outbox
 from lockstep_server.records import Outcome, RunListener
 from lockstep_server.sharing import Memory, Sharing
 from lockstep_server.snapshot import Snapshot
@@ -150,6 +150,12 @@ class JobRun:
         if self._looking is not None:
             self._looking.cancel()
 
+    @property
+    def _most_queued(self) -> int:
+        """Messages with parameters that a worker may have before it; of a version that is rounded there are two."""
+        update = self.training.update
+        return MAX_VERSIONS * update.chunking.num_chunks * (2 if update.rounds else 1)
+
     # The exchange with one worker.
 
     def join(self, hello: training_pb2.WorkerHello, outbox: Outbox) -> Sharing | None:
@@ -166,7 +172,7 @@ class JobRun:
         self._infos[hello.worker_id] = service_pb2.WorkerInfo(
             worker_id=hello.worker_id, job_id=self.job_id, host=hello.host, num_cpus=hello.num_cpus
         )
-        sharing = self._memory.share(hello.machine, self.training.update.chunk_bytes)
+        sharing = self._memory.share(hello.machine, self.training.update.chunk_bytes, self._most_queued)
         outbox.put(None, self._welcome(sharing))
         with self._defects_end_it():
             self._carry(self.training.worker_joined(hello.worker_id, hello.num_cpus, self._clock()))

@@ -1,5 +1,6 @@
 """Memory that a job's server shares with those workers that are on its machine; see lockstep_proto.shared."""
 
+import contextlib
 import fcntl
 import heapq
 import logging
@@ -18,24 +19,26 @@ from lockstep_server.parameters import own_memory
 
 log = logging.getLogger(__name__)
 NUM_ROOMS = 8  # versions, present, next and on their way, twice; a page takes memory when it is first written to
-SLOTS_BYTES = 64 << 20  # of a worker
+SLOTS_BYTES = 64 << 20  # of a worker: with half of it, two that were a third of 100 MB apart ran out of them
+_SEAL_FUTURE_WRITE = 0x10  # of Linux 5.1; fcntl has no name for it
 
 
 class File:
-    """A file in memory. It lasts as long as somebody has it mapped."""
+    """A file in memory. It lasts as long as somebody has it mapped. `writable`: by others, too. Raises OSError."""
 
-    def __init__(self, num_bytes: int) -> None:
-        self._descriptor = os.memfd_create("lockstep", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self._descriptor, num_bytes)
+    def __init__(self, num_bytes: int, *, writable: bool) -> None:
+        descriptor = os.memfd_create("lockstep", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        weakref.finalize(self, os.close, descriptor)
+        os.ftruncate(descriptor, num_bytes)
+        self.map = mmap.mmap(descriptor, num_bytes)
+        if not writable:
+            with contextlib.suppress(OSError):  # of an older system
+                fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEAL_FUTURE_WRITE)
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL  # else its end could be taken from under us
-        fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, seals)
-        self.map = mmap.mmap(self._descriptor, num_bytes)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
         token = secrets.token_bytes(shared.TOKEN_BYTES)
         self.map[: shared.TOKEN_BYTES] = token
-        self.place = training_pb2.MemoryFile(
-            pid=os.getpid(), descriptor=self._descriptor, num_bytes=num_bytes, token=token
-        )
-        self.close = weakref.finalize(self, os.close, self._descriptor)  # then nobody finds it any more
+        self.place = training_pb2.MemoryFile(pid=os.getpid(), descriptor=descriptor, num_bytes=num_bytes, token=token)
 
 
 class Memory:
@@ -62,20 +65,26 @@ class Memory:
             return room.data
         return own_memory(num_bytes)
 
-    def share(self, machine: str, chunk_bytes: int) -> "Sharing | None":
-        """Share memory with a worker; None if it is on another machine. A chunk's values have at most so many bytes."""
-        if not self._machine or machine != self._machine:
+    def share(self, machine: str, chunk_bytes: int, most_lent: int) -> "Sharing | None":
+        """Share memory with a worker; None if it is on another machine, or if all of the job's messages are small.
+
+        A chunk's values have at most `chunk_bytes`. Beyond `most_lent` messages that the worker has not read, all go
+        through the stream, whose end then sees how far behind it is.
+        """
+        largest_bytes = codec.NODE_HEADER_BYTES + chunk_bytes
+        if not self._machine or machine != self._machine or largest_bytes < shared.LEAST_BYTES:
             return None
         try:
-            return Sharing(self, codec.NODE_HEADER_BYTES + chunk_bytes)
+            return Sharing(self, largest_bytes, most_lent)
         except OSError as error:
-            log.warning("no memory can be shared with a worker: %s", error)
+            log.warning("no memory can be shared with workers: %s", error)
+            self._machine = ""
             return None
 
     def parameters(self) -> training_pb2.MemoryFile:
         """Return the file in which later versions lie."""
         if self._file is None:
-            self._file = File(shared.HEAD_BYTES + NUM_ROOMS * self._room_bytes)
+            self._file = File(shared.HEAD_BYTES + NUM_ROOMS * self._room_bytes, writable=False)
             self._address = _address(self._file.map)
             self._free = list(range(NUM_ROOMS))
         return self._file.place
@@ -91,11 +100,11 @@ class Memory:
 class Sharing:
     """What is shared with one worker on one stream. `place` tells the worker where it is."""
 
-    def __init__(self, memory: Memory, largest_bytes: int) -> None:
+    def __init__(self, memory: Memory, largest_bytes: int, most_lent: int) -> None:
         self._memory = memory
         self._slot_bytes = _whole_pages(largest_bytes)
         self._num_slots = min(max(SLOTS_BYTES // self._slot_bytes, 4), shared.MAX_SLOTS)
-        self._slots = File(shared.HEAD_BYTES + self._num_slots * self._slot_bytes)
+        self._slots = File(shared.HEAD_BYTES + self._num_slots * self._slot_bytes, writable=True)
         self._num_read = shared.num_read(self._slots.map)
         self.place = training_pb2.SharedMemory(
             parameters=memory.parameters(), slots=self._slots.place, slot_bytes=self._slot_bytes
@@ -103,6 +112,7 @@ class Sharing:
         self._found = False  # by the worker
         self._taken: set[int] = set()  # slots whose messages are in use here
         self._lent: deque[Data] = deque()  # messages that the worker may not have read yet
+        self._most_lent = most_lent
         self._num_given_back = 0
 
     def found(self) -> None:
@@ -122,14 +132,14 @@ class Sharing:
 
     def refer(self, message: Data) -> Data:
         """Return what is to be sent in place of a message: a reference to it, where the worker has the memory."""
-        if not self._found or len(message) < shared.LEAST_BYTES:
+        while self._lent and self._num_given_back < self._num_read[0]:
+            self._lent.popleft()
+            self._num_given_back += 1
+        if not self._found or len(message) < shared.LEAST_BYTES or len(self._lent) >= self._most_lent:
             return message
         offset = self._memory.offset(message)
         if offset is None:
             return message
-        while self._lent and self._num_given_back < self._num_read[0]:
-            self._lent.popleft()
-            self._num_given_back += 1
         self._lent.append(message)
         return codec.encode_reference(Reference(offset, len(message)))
 

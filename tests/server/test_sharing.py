@@ -1,5 +1,6 @@
 """The memory that a server shares with a worker: whose it is at what time, and what is refused."""
 
+import errno
 import mmap
 import os
 
@@ -8,6 +9,7 @@ import pytest
 
 from lockstep_proto import codec, shared
 from lockstep_proto.codec import NodeChunk, Reference, Sums
+from lockstep_server import sharing
 from lockstep_server.sharing import NUM_ROOMS, Memory
 from lockstep_worker.sharing import Memory as Found
 
@@ -21,10 +23,10 @@ pytestmark = pytest.mark.skipif(not shared.machine(), reason="this system has no
 class Ends:
     """The memory of one stream, from the server's end and from the worker's."""
 
-    def __init__(self):
+    def __init__(self, most_lent=100):
         self.memory = Memory(MACHINE)
         self.memory.room(NUM_BYTES)  # of the version that was made before the worker came
-        self.sharing = self.memory.share(MACHINE, NUM_BYTES)
+        self.sharing = self.memory.share(MACHINE, NUM_BYTES, most_lent)
         self.worker = Found(self.sharing.place)
         self.sharing.found()
 
@@ -61,7 +63,7 @@ def test_a_message_is_read_where_the_server_has_made_it(ends):
 def test_a_message_that_was_made_before_the_memory_was_shared_goes_through_the_stream():
     memory = Memory(MACHINE)
     message = memory.room(NUM_BYTES).toreadonly()
-    sharing = memory.share(MACHINE, NUM_BYTES)
+    sharing = memory.share(MACHINE, NUM_BYTES, 100)
     sharing.found()
     assert sharing.refer(message) is message
 
@@ -73,7 +75,7 @@ def test_a_small_message_goes_through_the_stream(ends):
 
 def test_nothing_is_referred_to_before_the_worker_has_found_it():
     memory = Memory(MACHINE)
-    sharing = memory.share(MACHINE, NUM_BYTES)
+    sharing = memory.share(MACHINE, NUM_BYTES, 100)
     message = memory.room(NUM_BYTES).toreadonly()
     assert sharing.refer(message) is message
     with pytest.raises(ValueError, match="there is no message of 20000 bytes at "):
@@ -82,8 +84,29 @@ def test_nothing_is_referred_to_before_the_worker_has_found_it():
 
 @pytest.mark.parametrize("machine", ["", "elsewhere"])
 def test_a_worker_on_another_machine_shares_nothing(machine):
-    assert Memory(MACHINE).share(machine, NUM_BYTES) is None
-    assert Memory("").share(machine, NUM_BYTES) is None
+    assert Memory(MACHINE).share(machine, NUM_BYTES, 100) is None
+    assert Memory("").share(machine, NUM_BYTES, 100) is None
+
+
+def test_nothing_is_shared_for_a_job_whose_messages_are_all_small():
+    assert Memory(MACHINE).share(MACHINE, shared.LEAST_BYTES - 100, 100) is None
+
+
+def test_a_system_that_makes_no_such_file_is_asked_once(monkeypatch):
+    num_files = len(os.listdir("/proc/self/fd"))
+
+    def refuse(*args):
+        raise OSError(errno.EINVAL, "no seals here")
+
+    told = []
+    monkeypatch.setattr(sharing.log, "warning", lambda words, error: told.append(str(error)))
+    monkeypatch.setattr(sharing.fcntl, "fcntl", refuse)
+    memory = Memory(MACHINE)
+    assert memory.share(MACHINE, NUM_BYTES, 100) is None
+    monkeypatch.undo()
+    assert memory.share(MACHINE, NUM_BYTES, 100) is None
+    assert told == ["[Errno 22] no seals here"]
+    assert len(os.listdir("/proc/self/fd")) == num_files
 
 
 def test_a_version_stays_as_it_is_until_nobody_has_it_and_the_worker_has_read_it(ends):
@@ -92,9 +115,17 @@ def test_a_version_stays_as_it_is_until_nobody_has_it_and_the_worker_has_read_it
         ends.version(value)
     assert set(seen) == {1}
     ends.worker.read()
-    ends.send(ends.version(50))  # takes note of what was read
-    ends.version(51)
-    assert set(seen) == {51}
+    ends.sharing.refer(b"a heartbeat")  # takes note of what was read
+    ends.version(50)
+    assert set(seen) == {50}
+
+
+def test_a_worker_that_reads_nothing_is_sent_the_rest_through_the_stream():
+    ends = Ends(most_lent=2)
+    versions = [ends.version(value) for value in range(3)]
+    assert [ends.sharing.refer(version) is version for version in versions] == [False, False, True]
+    ends.worker.read()
+    assert ends.sharing.refer(versions[2]) is not versions[2]
 
 
 def test_versions_for_which_there_is_no_room_go_through_the_stream(ends):
@@ -106,6 +137,13 @@ def test_versions_for_which_there_is_no_room_go_through_the_stream(ends):
 def test_the_parameters_cannot_be_written_by_the_worker(ends):
     with pytest.raises(TypeError, match="read-only"):
         ends.send(ends.version(1))[0] = 2
+    place = ends.sharing.place.parameters
+    descriptor = os.open(f"/proc/{place.pid}/fd/{place.descriptor}", os.O_RDWR)
+    try:
+        with pytest.raises(PermissionError):
+            mmap.mmap(descriptor, place.num_bytes)
+    finally:
+        os.close(descriptor)
 
 
 # Gradients.
@@ -182,6 +220,24 @@ def test_another_file_is_not_taken_for_it(ends):
     place = ends.sharing.place
     place.slots.token = bytes(shared.TOKEN_BYTES)
     with pytest.raises(ValueError, match="it is another file"):
+        Found(place)
+
+
+def test_a_file_on_disk_is_not_taken_for_it(ends, tmp_path):
+    place = ends.sharing.place
+    with (tmp_path / "file").open("w+b") as file:
+        file.write(place.slots.token + bytes(place.slots.num_bytes - shared.TOKEN_BYTES))
+        file.flush()
+        place.slots.descriptor = file.fileno()
+        with pytest.raises(OSError, match="Invalid argument"):
+            Found(place)
+
+
+@pytest.mark.parametrize("num_bytes", [-1, 0, 100])
+def test_a_file_that_is_too_short_is_not_taken_for_it(ends, num_bytes):
+    place = ends.sharing.place
+    place.slots.num_bytes = num_bytes
+    with pytest.raises(ValueError, match="it is too short"):
         Found(place)
 
 

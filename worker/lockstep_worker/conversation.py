@@ -37,8 +37,14 @@ class Conversation(Stream):
 
     def encode(self, chunk: NodeChunk) -> bytes:
         """Return the message that holds a chunk, or that refers to it. It is to be sent."""
-        reference = None if self._memory is None else self._memory.write(chunk)
+        memory = self._memory
+        reference = None if memory is None else memory.write(chunk)
         return codec.encode_node_chunk(chunk) if reference is None else codec.encode_reference(reference)
+
+    def close(self) -> None:
+        """Close it, when nobody reads any more, and let the memory go."""
+        super().close()
+        self._memory = None
 
     def _find_memory(self, welcome: training_pb2.Welcome) -> None:
         if not welcome.HasField("memory"):

@@ -1,5 +1,6 @@
 """The memory of a server on the same machine, as a worker finds it; see lockstep_proto.shared."""
 
+import fcntl
 import mmap
 import os
 import threading
@@ -19,7 +20,7 @@ class Memory:
         self._parameters = memoryview(_find(place.parameters, os.O_RDONLY, mmap.ACCESS_READ))
         self._head = _find(place.slots, os.O_RDWR, mmap.ACCESS_WRITE)
         self._slots = memoryview(self._head)[shared.HEAD_BYTES :]
-        self._slot_bytes = place.slot_bytes
+        self._slot_bytes = max(place.slot_bytes, 1)
         self._end_of_states = shared.STATES + len(self._slots) // self._slot_bytes
         self._num_read = shared.num_read(self._head)
         self._lock = threading.Lock()
@@ -48,8 +49,12 @@ class Memory:
 
 
 def _find(place: training_pb2.MemoryFile, mode: int, access: int) -> mmap.mmap:
-    descriptor = os.open(f"/proc/{place.pid}/fd/{place.descriptor}", mode | os.O_CLOEXEC)
+    descriptor = os.open(f"/proc/{place.pid}/fd/{place.descriptor}", mode | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
+        if not fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:  # which only a file in memory has
+            raise ValueError("it could be cut off")
+        if place.num_bytes < shared.HEAD_BYTES:
+            raise ValueError("it is too short")
         found = mmap.mmap(descriptor, place.num_bytes, access=access)
     finally:
         os.close(descriptor)
