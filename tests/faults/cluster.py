@@ -26,7 +26,8 @@ class Server(Restarted):
     def __init__(self, directory, host, lease_s, *environments):
         self.address = f"{host}:{(port := free_port())}"
         arguments = ["--state-dir", str(directory), "--host", host, "--port", str(port), "--http-port", "0"]
-        arguments += ["--lease-s", str(lease_s), *([] if host == "127.0.0.1" else ["--allow-remote"])]
+        elsewhere = [] if host == "127.0.0.1" else ["--allow-remote", "--no-shared-memory"]  # as other machines are
+        arguments += ["--lease-s", str(lease_s), *elsewhere]
         super().__init__("lockstep_server.main", arguments, *environments)
 
 
