@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-LEAST_BYTES = 1 << 14  # to copy a smaller message through the stream costs less than to refer to it
+LEAST_BYTES = 1 << 17  # to copy a smaller message through the stream costs less than to refer to it
 TOKEN_BYTES = 16  # at the beginning of either file
 HEAD_BYTES = mmap.PAGESIZE
 STATES = 128  # where the slots' states begin in the head, a byte each

@@ -19,7 +19,7 @@ from lockstep_server.parameters import own_memory
 
 log = logging.getLogger(__name__)
 NUM_ROOMS = 8  # versions, present, next and on their way, twice; a page takes memory when it is first written to
-SLOTS_BYTES = 64 << 20  # of a worker: with half of it, two that were a third of 100 MB apart ran out of them
+SLOTS_BYTES = 32 << 20  # of a worker: two that are further apart than a third of 100 MB send the rest as others do
 _SEAL_FUTURE_WRITE = 0x10  # of Linux 5.1; fcntl has no name for it
 
 
@@ -42,23 +42,23 @@ class File:
 
 
 class Memory:
-    """The memory in which the versions of a job's parameters are made: shared as soon as there is a worker for that.
+    """The memory in which the versions of a job's parameters are made.
 
     `machine` is what workers must have in common with this server (lockstep_proto.shared); if empty, none has it.
     """
 
     def __init__(self, machine: str) -> None:
         self._machine = machine
-        self._room_bytes = mmap.PAGESIZE  # as much as was ever asked for
+        self._room_bytes = 0
         self._file: File | None = None
         self._address = 0
         self._free: list[int] = []
 
     def room(self, num_bytes: int) -> memoryview:
-        """Return memory that belongs to the caller for as long as somebody refers to it."""
-        if self._file is None:
-            self._room_bytes = max(self._room_bytes, _whole_pages(num_bytes))
-        elif self._free and num_bytes <= self._room_bytes:
+        """Return memory that belongs to the caller for as long as somebody refers to it. The first is the largest."""
+        if self._file is None and self._machine and num_bytes >= shared.LEAST_BYTES:
+            self._make_rooms(num_bytes)
+        if self._file is not None and self._free and num_bytes <= self._room_bytes:
             number = heapq.heappop(self._free)
             room = np.frombuffer(self._file.map, np.uint8, num_bytes, shared.HEAD_BYTES + number * self._room_bytes)
             weakref.finalize(room, heapq.heappush, self._free, number).atexit = False
@@ -72,22 +72,27 @@ class Memory:
         through the stream, whose end then sees how far behind it is.
         """
         largest_bytes = codec.NODE_HEADER_BYTES + chunk_bytes
-        if not self._machine or machine != self._machine or largest_bytes < shared.LEAST_BYTES:
+        if self._file is None or machine != self._machine or largest_bytes < shared.LEAST_BYTES:
             return None
         try:
-            return Sharing(self, largest_bytes, most_lent)
+            return Sharing(self, self._file.place, largest_bytes, most_lent)
         except OSError as error:
-            log.warning("no memory can be shared with workers: %s", error)
-            self._machine = ""
+            self._cannot_be_shared(error)
             return None
 
-    def parameters(self) -> training_pb2.MemoryFile:
-        """Return the file in which later versions lie."""
-        if self._file is None:
+    def _make_rooms(self, num_bytes: int) -> None:
+        self._room_bytes = _whole_pages(num_bytes)
+        try:
             self._file = File(shared.HEAD_BYTES + NUM_ROOMS * self._room_bytes, writable=False)
-            self._address = _address(self._file.map)
-            self._free = list(range(NUM_ROOMS))
-        return self._file.place
+        except OSError as error:
+            self._cannot_be_shared(error)
+            return
+        self._address = _address(self._file.map)
+        self._free = list(range(NUM_ROOMS))
+
+    def _cannot_be_shared(self, error: OSError) -> None:
+        log.warning("no memory can be shared with workers: %s", error)
+        self._machine = ""
 
     def offset(self, message: Data) -> int | None:
         """Return where a message lies in the file; None if it does not."""
@@ -100,14 +105,14 @@ class Memory:
 class Sharing:
     """What is shared with one worker on one stream. `place` tells the worker where it is."""
 
-    def __init__(self, memory: Memory, largest_bytes: int, most_lent: int) -> None:
+    def __init__(self, memory: Memory, parameters: training_pb2.MemoryFile, largest_bytes: int, most_lent: int) -> None:
         self._memory = memory
         self._slot_bytes = _whole_pages(largest_bytes)
         self._num_slots = min(max(SLOTS_BYTES // self._slot_bytes, 4), shared.MAX_SLOTS)
         self._slots = File(shared.HEAD_BYTES + self._num_slots * self._slot_bytes, writable=True)
         self._num_read = shared.num_read(self._slots.map)
         self.place = training_pb2.SharedMemory(
-            parameters=memory.parameters(), slots=self._slots.place, slot_bytes=self._slot_bytes
+            parameters=parameters, slots=self._slots.place, slot_bytes=self._slot_bytes
         )
         self._found = False  # by the worker
         self._taken: set[int] = set()  # slots whose messages are in use here
