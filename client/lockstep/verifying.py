@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lockstep.calls import CALL_S
 from lockstep.comparing import Comparison, Record, compare
 from lockstep.errors import JobStateError, LockstepError, WaitTimeoutError
 from lockstep.job import Job, JobState
@@ -109,7 +110,7 @@ def _made_for_the_moment(client: "Client", spec: job_pb2.JobSpec) -> Iterator[Jo
     It is submitted in a thread, since an interrupt that cut the call off would leave a job whose id nobody knows.
     """
     with ThreadPoolExecutor(1) as thread:
-        submitted = thread.submit(client.submit, spec)
+        submitted = thread.submit(client.submit, spec, timeout_s=CALL_S)
         try:
             yield submitted.result()
         finally:

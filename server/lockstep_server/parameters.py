@@ -1,6 +1,6 @@
 """The parameters of one version: the messages that carry them, shared by whoever sends or keeps them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from lockstep_proto import codec
 from lockstep_proto.layout import Chunking, Layout, digest_of_parts
+from lockstep_server.room import Room, own_memory
 
 Array = npt.NDArray[Any]
-Room = Callable[[int], memoryview]  # makes room for so many bytes, whatever is in them
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,6 @@ class Parameters:
     def digest(self) -> str:
         """Return the digest of this model."""
         return digest_of_parts(self.layout, (self.chunk(i) for i in range(len(self.messages))))
-
-
-def own_memory(num_bytes: int) -> memoryview:
-    """Return memory of this process, without the time that it takes to write zeros to it."""
-    return np.empty(num_bytes, np.uint8).data
 
 
 class Draft:

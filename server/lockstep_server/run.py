@@ -19,7 +19,7 @@ from lockstep_server.measures import Measures
 from lockstep_server.metrics import Metrics
 from lockstep_server.outbox import MAX_VERSIONS, Outbox
 from lockstep_server.records import Outcome, RunListener
-from lockstep_server.sharing import Memory, Sharing
+from lockstep_server.sharing import Rooms, Sharing
 from lockstep_server.snapshot import Snapshot
 from lockstep_server.training import Training
 
@@ -53,7 +53,7 @@ class JobRun:
         self.job_id = job_id
         self.spec = spec
         self.numerics = numerics
-        self._memory = Memory(shared.machine() if shares_memory else "")
+        self._rooms = Rooms(shared.machine() if shares_memory else "")
         self.training = Training(
             spec,
             num_rows=num_rows,
@@ -64,7 +64,7 @@ class JobRun:
             checkpoint_s=checkpoint_s,
             max_unsummed_bytes=max_unsummed_bytes,
             far=far,
-            room=self._memory.room,
+            room=self._rooms.room,
             now=clock(),
         )
         self._clock = clock
@@ -172,7 +172,7 @@ class JobRun:
         self._infos[hello.worker_id] = service_pb2.WorkerInfo(
             worker_id=hello.worker_id, job_id=self.job_id, host=hello.host, num_cpus=hello.num_cpus
         )
-        sharing = self._memory.share(hello.machine, self.training.update.chunk_bytes, self._most_queued)
+        sharing = self._rooms.share(hello.machine, self.training.update.chunk_bytes, self._most_queued)
         outbox.put(None, self._welcome(sharing))
         with self._defects_end_it():
             self._carry(self.training.worker_joined(hello.worker_id, hello.num_cpus, self._clock()))

@@ -15,7 +15,7 @@ import numpy as np
 from lockstep_proto import codec, shared
 from lockstep_proto.codec import Data, Reference
 from lockstep_proto.v1 import training_pb2
-from lockstep_server.parameters import own_memory
+from lockstep_server.room import own_memory
 
 log = logging.getLogger(__name__)
 NUM_ROOMS = 8  # versions, present, next and on their way, twice; a page takes memory when it is first written to
@@ -41,7 +41,7 @@ class File:
         self.place = training_pb2.MemoryFile(pid=os.getpid(), descriptor=descriptor, num_bytes=num_bytes, token=token)
 
 
-class Memory:
+class Rooms:
     """The memory in which the versions of a job's parameters are made.
 
     `machine` is what workers must have in common with this server (lockstep_proto.shared); if empty, none has it.
@@ -68,17 +68,24 @@ class Memory:
     def share(self, machine: str, chunk_bytes: int, most_lent: int) -> "Sharing | None":
         """Share memory with a worker; None if it is on another machine, or if all of the job's messages are small.
 
-        A chunk's values have at most `chunk_bytes`. Beyond `most_lent` messages that the worker has not read, all go
-        through the stream, whose end then sees how far behind it is.
+        A chunk of a gradient has at most `chunk_bytes`. Beyond `most_lent` messages that the worker has not read, all
+        go through the stream, whose end then sees how far behind it is.
         """
         largest_bytes = codec.NODE_HEADER_BYTES + chunk_bytes
-        if self._file is None or machine != self._machine or largest_bytes < shared.LEAST_BYTES:
+        if self._file is None or not machine or machine != self._machine or largest_bytes < shared.LEAST_BYTES:
             return None
         try:
             return Sharing(self, self._file.place, largest_bytes, most_lent)
         except OSError as error:
             self._cannot_be_shared(error)
             return None
+
+    def offset(self, message: Data) -> int | None:
+        """Return where a message lies in the file; None if it does not."""
+        if self._file is None:
+            return None
+        offset = _address(message) - self._address
+        return offset if 0 <= offset < self._file.place.num_bytes else None
 
     def _make_rooms(self, num_bytes: int) -> None:
         self._room_bytes = _whole_pages(num_bytes)
@@ -94,19 +101,12 @@ class Memory:
         log.warning("no memory can be shared with workers: %s", error)
         self._machine = ""
 
-    def offset(self, message: Data) -> int | None:
-        """Return where a message lies in the file; None if it does not."""
-        if self._file is None:
-            return None
-        offset = _address(message) - self._address
-        return offset if 0 <= offset < self._file.place.num_bytes else None
-
 
 class Sharing:
     """What is shared with one worker on one stream. `place` tells the worker where it is."""
 
-    def __init__(self, memory: Memory, parameters: training_pb2.MemoryFile, largest_bytes: int, most_lent: int) -> None:
-        self._memory = memory
+    def __init__(self, rooms: Rooms, parameters: training_pb2.MemoryFile, largest_bytes: int, most_lent: int) -> None:
+        self._rooms = rooms
         self._slot_bytes = _whole_pages(largest_bytes)
         self._num_slots = min(max(SLOTS_BYTES // self._slot_bytes, 4), shared.MAX_SLOTS)
         self._slots = File(shared.HEAD_BYTES + self._num_slots * self._slot_bytes, writable=True)
@@ -142,7 +142,7 @@ class Sharing:
             self._num_given_back += 1
         if not self._found or len(message) < shared.LEAST_BYTES or len(self._lent) >= self._most_lent:
             return message
-        offset = self._memory.offset(message)
+        offset = self._rooms.offset(message)
         if offset is None:
             return message
         self._lent.append(message)

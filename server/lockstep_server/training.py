@@ -22,10 +22,10 @@ from lockstep_server.handout import Handout
 from lockstep_server.holding import Holding
 from lockstep_server.intake import Intake, StepError
 from lockstep_server.keeping import Keeping
-from lockstep_server.parameters import Room, own_memory
 from lockstep_server.progress import Plan, Progress, has_accuracy
 from lockstep_server.records import Outcome
 from lockstep_server.reduction import DuplicateValueError, Value
+from lockstep_server.room import Room, own_memory
 from lockstep_server.rounds import EXAMINE, STEP, Kind, Round
 from lockstep_server.staffing import Staffing
 from lockstep_server.update import NotFiniteError, ParameterUpdate

@@ -21,7 +21,8 @@ from lockstep_proto.layout import Chunking, Layout, clip_slices
 from lockstep_proto.v1 import job_pb2
 from lockstep_server import norms, penalties
 from lockstep_server.optimizers import State, optimizer_from_spec
-from lockstep_server.parameters import Draft, Parameters, Room, own_memory
+from lockstep_server.parameters import Draft, Parameters
+from lockstep_server.room import Room, own_memory
 from lockstep_server.schedules import learning_rates
 
 Array = npt.NDArray[Any]
@@ -107,8 +108,9 @@ class ParameterUpdate:
 
     @property
     def chunk_bytes(self) -> int:
-        """Bytes of the largest chunk's values, in the job's dtype."""
-        return min(self.chunking.chunk_elements, self.layout.num_parameters) * self.layout.dtype.itemsize
+        """Bytes of the largest chunk of a gradient, as it travels."""
+        dtype = bfloat16.DTYPE if self.rounds else self.layout.dtype
+        return min(self.chunking.chunk_elements, self.layout.num_parameters) * dtype.itemsize
 
     def _draft(self, version: int) -> None:
         """Make room for the messages of a version."""

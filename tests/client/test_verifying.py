@@ -41,7 +41,7 @@ class FakeClient:
         self.jobs[job_id] = service_pb2.Job(id=job_id, **fields)
         return Job(self, self.jobs[job_id])  # type: ignore[arg-type]
 
-    def submit(self, spec: Any) -> Job:
+    def submit(self, spec: Any, *, timeout_s: float) -> Job:
         start = spec.start_from.version
         return self.make("again", spec=spec, state=State.JOB_STATE_PENDING, start_version=start, num_steps=spec.steps)
 
@@ -216,10 +216,10 @@ def test_it_is_deleted_when_a_person_interrupts_before_the_server_has_answered(m
         return result(future, *given)
 
     class Interrupting(FakeClient):
-        def submit(self, spec: Any) -> Job:
+        def submit(self, spec: Any, *, timeout_s: float) -> Job:
             waited.wait()
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-            return super().submit(spec)
+            return super().submit(spec, timeout_s=timeout_s)
 
     monkeypatch.setattr(Future, "result", wait)
     client = Interrupting()

@@ -10,8 +10,8 @@ import pytest
 from lockstep_proto import codec, shared
 from lockstep_proto.codec import NodeChunk, Reference, Sums
 from lockstep_server import sharing
-from lockstep_server.sharing import NUM_ROOMS, Memory
-from lockstep_worker.sharing import Memory as Found
+from lockstep_server.sharing import NUM_ROOMS, Rooms
+from lockstep_worker.sharing import Memory
 
 MACHINE = "here"
 NUM_BYTES = 40 * mmap.PAGESIZE + 100  # of a room, and of a chunk's values
@@ -24,15 +24,15 @@ class Ends:
     """The memory of one stream, from the server's end and from the worker's."""
 
     def __init__(self, most_lent=100):
-        self.memory = Memory(MACHINE)
-        self.memory.room(NUM_BYTES)  # the first one
-        self.sharing = self.memory.share(MACHINE, NUM_BYTES, most_lent)
-        self.worker = Found(self.sharing.place)
+        self.rooms = Rooms(MACHINE)
+        self.rooms.room(NUM_BYTES)  # the first one
+        self.sharing = self.rooms.share(MACHINE, NUM_BYTES, most_lent)
+        self.worker = Memory(self.sharing.place)
         self.sharing.found()
 
     def version(self, value):
         """Return the message of a version, all of whose bytes are `value`."""
-        room = self.memory.room(NUM_BYTES)
+        room = self.rooms.room(NUM_BYTES)
         room[:] = bytes([value]) * NUM_BYTES
         return room.toreadonly()
 
@@ -61,9 +61,9 @@ def test_a_message_is_read_where_the_server_has_made_it(ends):
 
 
 def test_a_message_that_was_made_before_the_worker_came_is_read_there_too():
-    memory = Memory(MACHINE)
-    message = memory.room(NUM_BYTES).toreadonly()
-    sharing = memory.share(MACHINE, NUM_BYTES, 100)
+    rooms = Rooms(MACHINE)
+    message = rooms.room(NUM_BYTES).toreadonly()
+    sharing = rooms.share(MACHINE, NUM_BYTES, 100)
     sharing.found()
     assert sharing.refer(message) is not message
 
@@ -74,9 +74,9 @@ def test_a_small_message_goes_through_the_stream(ends):
 
 
 def test_nothing_is_referred_to_before_the_worker_has_found_it():
-    memory = Memory(MACHINE)
-    message = memory.room(NUM_BYTES).toreadonly()
-    sharing = memory.share(MACHINE, NUM_BYTES, 100)
+    rooms = Rooms(MACHINE)
+    message = rooms.room(NUM_BYTES).toreadonly()
+    sharing = rooms.share(MACHINE, NUM_BYTES, 100)
     assert sharing.refer(message) is message
     with pytest.raises(ValueError, match="there is no message of 200000 bytes at "):
         sharing.message(Reference(shared.HEAD_BYTES, 200_000))
@@ -84,15 +84,29 @@ def test_nothing_is_referred_to_before_the_worker_has_found_it():
 
 @pytest.mark.parametrize("machine", ["", "elsewhere"])
 def test_a_worker_on_another_machine_shares_nothing(machine):
-    for memory in (Memory(MACHINE), Memory("")):
-        memory.room(NUM_BYTES)
-        assert memory.share(machine, NUM_BYTES, 100) is None
+    for rooms in (Rooms(MACHINE), Rooms("")):
+        rooms.room(NUM_BYTES)
+        assert rooms.share(machine, NUM_BYTES, 100) is None
+
+
+def test_a_server_that_has_run_out_of_files_shares_nothing_more_with_anybody(monkeypatch):
+    rooms = Rooms(MACHINE)
+    rooms.room(NUM_BYTES)
+
+    def refuse(*args):
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(sharing.os, "memfd_create", refuse)
+    assert rooms.share(MACHINE, NUM_BYTES, 100) is None
+    monkeypatch.undo()
+    assert rooms.share(MACHINE, NUM_BYTES, 100) is None
+    assert rooms.share("", NUM_BYTES, 100) is None
 
 
 def test_nothing_is_shared_for_a_job_whose_messages_are_all_small():
-    memory = Memory(MACHINE)
-    memory.room(shared.LEAST_BYTES - 1)
-    assert memory.share(MACHINE, shared.LEAST_BYTES - 100, 100) is None
+    rooms = Rooms(MACHINE)
+    rooms.room(shared.LEAST_BYTES - 1)
+    assert rooms.share(MACHINE, shared.LEAST_BYTES - 100, 100) is None
 
 
 def test_a_system_that_makes_no_such_file_is_asked_once(monkeypatch):
@@ -104,11 +118,11 @@ def test_a_system_that_makes_no_such_file_is_asked_once(monkeypatch):
     told = []
     monkeypatch.setattr(sharing.log, "warning", lambda words, error: told.append(str(error)))
     monkeypatch.setattr(sharing.fcntl, "fcntl", refuse)
-    memory = Memory(MACHINE)
-    assert len(memory.room(NUM_BYTES)) == NUM_BYTES
+    rooms = Rooms(MACHINE)
+    assert len(rooms.room(NUM_BYTES)) == NUM_BYTES
     monkeypatch.undo()
-    memory.room(NUM_BYTES)
-    assert memory.share(MACHINE, NUM_BYTES, 100) is None
+    rooms.room(NUM_BYTES)
+    assert rooms.share(MACHINE, NUM_BYTES, 100) is None
     assert told == ["[Errno 22] no seals here"]
     assert len(os.listdir("/proc/self/fd")) == num_files
 
@@ -191,6 +205,7 @@ def test_a_chunk_that_is_small_or_does_not_fit_goes_through_the_stream(ends):
         {"offset": 0},
         {"offset": 1 << 40},
         {"num_bytes": 1 << 24},
+        {"offset": 2**64 - 1},
     ],
 )
 def test_a_reference_to_what_is_no_slot_is_refused(ends, change):
@@ -224,7 +239,7 @@ def test_another_file_is_not_taken_for_it(ends):
     place = ends.sharing.place
     place.slots.token = bytes(shared.TOKEN_BYTES)
     with pytest.raises(ValueError, match="it is another file"):
-        Found(place)
+        Memory(place)
 
 
 def test_a_file_on_disk_is_not_taken_for_it(ends, tmp_path):
@@ -234,7 +249,7 @@ def test_a_file_on_disk_is_not_taken_for_it(ends, tmp_path):
         file.flush()
         place.slots.descriptor = file.fileno()
         with pytest.raises(OSError, match="Invalid argument"):
-            Found(place)
+            Memory(place)
 
 
 @pytest.mark.parametrize("num_bytes", [-1, 0, 100])
@@ -242,11 +257,11 @@ def test_a_file_that_is_too_short_is_not_taken_for_it(ends, num_bytes):
     place = ends.sharing.place
     place.slots.num_bytes = num_bytes
     with pytest.raises(ValueError, match="it is too short"):
-        Found(place)
+        Memory(place)
 
 
 def test_a_file_that_is_gone_is_not_found(ends):
     place = ends.sharing.place
     del ends.sharing
     with pytest.raises(OSError, match=f"/proc/{os.getpid()}/fd/"):
-        Found(place)
+        Memory(place)
