@@ -415,7 +415,7 @@ def test_a_server_that_does_not_answer_is_given_up_in_time(hanging: tuple[str, l
         TIMED[verb](client)
     assert isinstance(caught.value, lockstep.LockstepError)
     assert time.monotonic() - started_s >= 0.3
-    assert all(seconds <= 0.3 for seconds in given_s)
+    assert all(seconds <= 0.31 for seconds in given_s), "gRPC tells the server of some milliseconds more"
 
 
 @pytest.mark.parametrize("progress", [True, False])
