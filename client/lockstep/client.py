@@ -3,21 +3,23 @@
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from lockstep import addresses, watching
 from lockstep.calls import CALL_S, SEND_S, Deadline, translated
-from lockstep.comparing import Comparison, Record, compare
 from lockstep.errors import ServerUnavailableError
 from lockstep.history import History
 from lockstep.job import Job, JobState, Which
-from lockstep.model import Model
 from lockstep.records import Checkpoint, Event, LedgerEntry
-from lockstep.submission import Spec, Submission
-from lockstep.verifying import Verification
 from lockstep.watching import Update
 from lockstep_proto import channels
 from lockstep_proto.v1 import service_pb2, service_pb2_grpc
+
+if TYPE_CHECKING:
+    from lockstep.comparing import Comparison
+    from lockstep.model import Model
+    from lockstep.submission import Spec
+    from lockstep.verifying import Verification
 
 
 class Client:
@@ -31,7 +33,7 @@ class Client:
 
     def submit(
         self,
-        spec: Spec,
+        spec: "Spec",
         *,
         data: Any = None,
         validation: Any = None,
@@ -46,6 +48,8 @@ class Client:
         gives the same job. Raises InvalidSpecError with all violations, InvalidDataError, ServerUnavailableError,
         StorageError if the server's disk is full, and WaitTimeoutError.
         """
+        from lockstep.submission import Submission
+
         submission = Submission(spec, data=data, validation=validation, initial_model=initial_model)
         deadline = Deadline(timeout_s)
         jobs = self._jobs
@@ -108,7 +112,7 @@ class Client:
         to_step: int | None = None,
         progress: bool = False,
         timeout_s: float | None = None,
-    ) -> Verification:
+    ) -> "Verification":
         """Recompute steps of a job, and compare their losses, gradient norms and digests with what is recorded.
 
         It begins at the newest kept checkpoint at or before `from_step` (default: at the oldest that is kept), or
@@ -118,8 +122,10 @@ class Client:
         """
         return self.get(job_id).verify(from_step=from_step, to_step=to_step, progress=progress, timeout_s=timeout_s)
 
-    def diff(self, job_id: str, other_id: str) -> Comparison:
+    def diff(self, job_id: str, other_id: str) -> "Comparison":
         """Compare what is recorded of two jobs: where they part, and what they were given that differs."""
+        from lockstep.comparing import Record, compare
+
         return compare(Record.of(self.get(job_id)), Record.of(self.get(other_id)))
 
     def cluster(self, *, timeout_s: float = CALL_S) -> service_pb2.Cluster:

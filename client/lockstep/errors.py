@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from lockstep_proto.spec import Violation
+from lockstep_proto.reader import Violation
 from lockstep_proto.v1 import service_pb2
 
 if TYPE_CHECKING:

@@ -1,7 +1,6 @@
 """A job as a client sees it: what the server said last, and what can be done with it."""
 
 import enum
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -9,12 +8,12 @@ from typing import TYPE_CHECKING, Literal
 from lockstep.calls import CALL_S, SEND_S
 from lockstep.errors import JobFailedError
 from lockstep.history import History
-from lockstep.model import Model
 from lockstep.records import Checkpoint, Event, LedgerEntry
 from lockstep_proto.v1 import job_pb2, numerics_pb2, service_pb2
 
 if TYPE_CHECKING:
     from lockstep.client import Client
+    from lockstep.model import Model
     from lockstep.verifying import Verification
 
 Which = Literal["last", "best"]
@@ -260,8 +259,12 @@ class Job:
             raise JobFailedError(self)
         return self
 
-    def model(self, which: Which = "last", *, timeout_s: float = SEND_S) -> Model:
+    def model(self, which: Which = "last", *, timeout_s: float = SEND_S) -> "Model":
         """Return its last model, or the one with the lowest validation loss ("best"). Raises JobStateError."""
+        import tempfile
+
+        from lockstep.model import Model
+
         with tempfile.TemporaryDirectory() as directory:
             return Model.load(self.download(Path(directory) / "model.safetensors", which=which, timeout_s=timeout_s))
 

@@ -1,6 +1,5 @@
 """Reads a dict into a message by the message's own descriptor, and gathers everything that does not fit."""
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -166,5 +165,7 @@ def _suggest(name: str, known: Iterable[str]) -> str:
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    import difflib
+
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import types
 
+import pytest
+
 import lockstep
 
 PUBLIC = {
@@ -41,7 +43,11 @@ PUBLIC = {
 }
 VERBS = {"submit", "get", "list", "stop", "pause", "resume", "delete", "wait", "watch", "cluster", "health", "close"}
 VERBS |= {"verify", "diff"}
-HEAVY = ("ray", "pyarrow", "sklearn", "pandas", "scipy", "lockstep_server", "lockstep_worker")
+HEAVY = {"ray", "pyarrow", "sklearn", "pandas", "scipy", "lockstep_server", "lockstep_worker"}
+
+
+def printed(program: str) -> str:
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
 
 
 def public(names: object) -> set[str]:
@@ -49,8 +55,19 @@ def public(names: object) -> set[str]:
 
 
 def test_all_is_the_public_surface() -> None:
-    assert set(lockstep.__all__) == PUBLIC == public(lockstep)
+    assert {name for name in PUBLIC if hasattr(lockstep, name)} == set(lockstep.__all__) == PUBLIC == public(lockstep)
     assert lockstep.__all__ == sorted(lockstep.__all__)
+
+
+def test_the_names_are_there_before_their_modules_are() -> None:
+    listed = json.loads(printed("import lockstep, json; print(json.dumps(dir(lockstep)))"))
+    assert set(listed) >= PUBLIC
+    assert printed("from lockstep import *; print(Client.__name__, JobSpec.__name__)") == "Client JobSpec\n"
+
+
+def test_what_is_not_there_is_named() -> None:
+    with pytest.raises(AttributeError, match="module 'lockstep' has no attribute 'Cleint'"):
+        getattr(lockstep, "Cleint")  # noqa: B009  (a type checker knows)
 
 
 def test_a_client_has_these_verbs() -> None:
@@ -76,8 +93,15 @@ def test_everything_public_says_what_it_is() -> None:
             assert getattr(owner, name).__doc__, f"{owner.__name__}.{name}"
 
 
-def test_importing_lockstep_loads_nothing_heavy() -> None:
-    code = "import lockstep, json, sys; print(json.dumps(sorted(sys.modules)))"
-    loaded = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
-    assert "numpy" in loaded
-    assert [name for name in loaded if name in HEAVY or name.startswith(tuple(f"{name}." for name in HEAVY))] == []
+@pytest.mark.parametrize(
+    ("program", "unwanted"),
+    [
+        ("import lockstep", HEAVY | {"numpy", "grpc", "google", "asyncio", "lockstep_proto"}),
+        ("from lockstep import Client", HEAVY | {"numpy"}),
+        ("from lockstep import *", HEAVY),
+    ],
+)
+def test_nothing_is_loaded_before_it_is_needed(program: str, unwanted: set[str]) -> None:
+    loaded = json.loads(printed(f"import json, sys\n{program}\nprint(json.dumps(sorted(sys.modules)))"))
+    assert "lockstep" in loaded
+    assert {name.partition(".")[0] for name in loaded} & unwanted == set()
