@@ -1,13 +1,14 @@
 """Workers that compute nothing: each answers at once, with the same values for every step. Run as a process.
 
-They speak the worker's part of the exchange through the product's codec and stream, each in one thread.
+They speak the worker's part of the exchange through the product's codec and stream, all in one thread.
 """
 
 import argparse
 import json
+import select
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -23,6 +24,18 @@ REDIAL_S = 0.05
 ONE_ROW = Sums(1.0, 1.0, 0.0)
 
 
+class Selectable(Conversation):
+    """A conversation that is dialled at once, and can be waited for together with others."""
+
+    def __init__(self, server: str) -> None:
+        super().__init__(server)
+        self._dial()
+
+    def fileno(self) -> int:
+        assert self._socket is not None
+        return self._socket.fileno()
+
+
 class SyntheticWorker:
     """One worker of one job."""
 
@@ -36,26 +49,28 @@ class SyntheticWorker:
         )
         self._hello = training_pb2.WorkerMessage(hello=hello).SerializeToString()
         self._num_shards = 0
+        self._to_send = deque[NodeChunk]()
         self._chunks: list[memoryview] = []
         self._chunk_bytes = 0
         self._parameters = memoryview(b"")
         self._at_step = at_step
 
-    def run(self, server: str) -> None:
-        """Work until the server says goodbye; dial until the job runs."""
-        while True:
-            self._stream = Conversation(server)
-            self._stream.send(self._hello)
-            try:
-                while True:
-                    for message in self._stream.hear():
-                        self._received(message)
-            except CallEndedError as error:
-                if "does not run now" not in str(error):
-                    return
-            finally:
-                self._stream.close()
-            time.sleep(REDIAL_S)
+    def dial(self, server: str) -> int:
+        """Begin to work. Return the number of the stream's file."""
+        self.stream = Selectable(server)
+        self.stream.send(self._hello)
+        return self.stream.fileno()
+
+    def read(self, *, wait: bool) -> None:
+        """Take in what has come. Raises CallEndedError."""
+        for message in self.stream.hear(wait=wait):
+            self._received(message)
+
+    def send(self) -> bool:
+        """Send a chunk, if there is one to send. Return whether there are more."""
+        if self._to_send:
+            self.stream.send(self.stream.encode(self._to_send.popleft()))
+        return bool(self._to_send)
 
     def _received(self, message: ParameterChunk | training_pb2.ServerMessage) -> None:
         if isinstance(message, ParameterChunk):  # is copied, as by a worker that computes
@@ -86,7 +101,32 @@ class SyntheticWorker:
             for node in tree.top_nodes(part.lo, part.hi, self._num_shards):
                 for index in reversed(range(len(self._chunks))):
                     chunk = NodeChunk(work.attempt, work.version, node, index, ONE_ROW, 0.0, self._chunks[index])
-                    self._stream.send(self._stream.encode(chunk))
+                    self._to_send.append(chunk)
+
+
+def drive(workers: Sequence[SyntheticWorker], server: str) -> None:
+    """Have workers work until the server says goodbye to each; dial until the job runs."""
+    away, working = list(workers), dict[int, SyntheticWorker]()
+    sending = 0  # workers with more to send
+    with select.epoll() as ready:
+        while away or working:
+            while away:
+                worker = away.pop()
+                working[worker.dial(server)] = worker
+                ready.register(worker.stream, select.EPOLLIN)
+            alone = len(working) == 1  # then it waits as workers do, without the cost of asking who is ready
+            for number in list(working) if alone else [number for number, _ in ready.poll(0 if sending else None)]:
+                worker = working[number]
+                try:
+                    worker.read(wait=alone and not sending)
+                except CallEndedError as error:
+                    worker.stream.close()  # which ends the waiting for it, too
+                    del working[number]
+                    if "does not run now" in str(error):
+                        away.append(worker)
+            sending = sum(worker.send() for worker in working.values())  # in turns, as workers side by side do
+            if away:
+                time.sleep(REDIAL_S)
 
 
 class Probe:
@@ -123,9 +163,7 @@ def _run(options: argparse.Namespace) -> Probe:
     probe = Probe(options.server_pid, options.warmup, options.warmup + options.steps)
     names = [f"w{i}" for i in range(options.first, options.first + options.workers)]
     workers = [SyntheticWorker(options.job, name, probe.at_step) for name in names]
-    with ThreadPoolExecutor(len(workers)) as pool:
-        for working in [pool.submit(worker.run, options.server) for worker in workers]:
-            working.result()
+    drive(workers, options.server)
     return probe
 
 
