@@ -4,45 +4,54 @@ Every connection to the relay is carried on to the target; bytes go on in both d
 """
 
 import argparse
+import contextlib
+import fcntl
+import os
 import queue
+import select
 import socket
 import sys
 import threading
 import time
 
-READ_BYTES = 1 << 18
-MAX_HELD = 64  # reads; then the relay takes no more until some have gone on
+HELD_BYTES = 1 << 20  # in a direction of a connection; then the relay takes no more until some have gone on
 
 
 def carry(source: socket.socket, target: socket.socket, delay_s: float) -> None:
-    """Carry bytes in one direction until its end, which is carried on, too."""
-    held: queue.Queue[tuple[float, bytes]] = queue.Queue(MAX_HELD)
-    sending = threading.Thread(target=_send_on, args=(held, target), daemon=True)
+    """Carry bytes in one direction until its end, which is carried on, too. They stay in the kernel, in a pipe."""
+    held = queue.SimpleQueue[tuple[float, int]]()
+    out, into = os.pipe()
+    fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, HELD_BYTES)
+    sending = threading.Thread(target=_send_on, args=(held, out, target), daemon=True)
     sending.start()
-    data = b"-"
-    while data:
+    num_bytes = -1
+    while num_bytes:
+        select.select([source], [], [])  # the pipe is locked while something waits in a splice into it
         try:
-            data = source.recv(READ_BYTES)
+            num_bytes = os.splice(source.fileno(), into, HELD_BYTES)
         except ConnectionError:
-            data = b""
-        held.put((time.monotonic() + delay_s, data))
+            num_bytes = 0
+        held.put((time.monotonic() + delay_s, num_bytes))
     sending.join()
+    os.close(out)
+    os.close(into)
 
 
-def _send_on(held: "queue.Queue[tuple[float, bytes]]", target: socket.socket) -> None:
-    gone = False
-    while True:
-        due_s, data = held.get()
-        time.sleep(max(due_s - time.monotonic(), 0.0))
-        try:
-            if data and not gone:
-                target.sendall(data)
-            elif not data:
-                target.shutdown(socket.SHUT_WR)
-        except OSError:
-            gone = True  # the other direction's end, too, is on its way
-        if not data:
-            return
+def _send_on(held: "queue.SimpleQueue[tuple[float, int]]", out: int, target: socket.socket) -> None:
+    with open(os.devnull, "wb") as nowhere:
+        end = target.fileno()
+        while True:
+            due_s, num_bytes = held.get()
+            time.sleep(max(due_s - time.monotonic(), 0.0))
+            if num_bytes == 0:
+                with contextlib.suppress(OSError):
+                    target.shutdown(socket.SHUT_WR)
+                return
+            while num_bytes:
+                try:
+                    num_bytes -= os.splice(out, end, num_bytes)
+                except OSError:
+                    end = nowhere.fileno()  # the other direction's end, too, is on its way
 
 
 def relay(source: socket.socket, target: socket.socket, delay_s: float) -> None:

@@ -51,3 +51,11 @@ def test_an_end_is_carried_on_and_the_other_direction_stays_open(ends: tuple[soc
     far.close()
     assert near.recv(5) == b"later"
     assert near.recv(1) == b""
+
+
+def test_what_nobody_takes_any_more_is_let_go(ends: tuple[socket.socket, socket.socket]) -> None:
+    near, far = ends
+    far.close()
+    near.sendall(MESSAGE * 32)  # more than the relay and the sockets hold
+    near.shutdown(socket.SHUT_WR)
+    assert near.recv(1) == b""
