@@ -6,8 +6,9 @@ chunk by chunk, in both directions at once; the slowest of all that they pass se
     the worker     its link; its CPU, 2 messages a chunk and 2 bytes a byte of the parameters
     the server     its link, N times as much; its event loop, one thread: N times as much, and the update
 
-Some of it is hidden under the backward pass (two thirds of the computation): all layers but the first (l = 2), whose
-gradient is the last to be whole. What is left is added to the computation, with one round trip.
+Some of it is hidden under the computation, which has three parts of equal length: forward through the layers, back, and
+the gradients, layer 2 first. With these the exchange begins. The next step begins when layer 2 has come, and goes
+through the last layer when all have. What is left is added to the computation, with one round trip.
 """
 
 import dataclasses
@@ -17,7 +18,6 @@ from dataclasses import dataclass
 from benchmarks.networks import Case
 
 CHUNK_BYTES = 1 << 20
-BACKWARD = 2 / 3  # of a step's products
 WORKER_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
 HALF = 0.5
 
@@ -89,9 +89,10 @@ def predict(case: Case, workers: int, costs: Costs, cluster: Cluster) -> Predict
         "the server's event loop": costs.loop.seconds(num_bytes, workers),
     }
     slowest = max(paces, key=lambda name: paces[name])
-    last = case.sizes[0] * case.sizes[1] / case.num_parameters  # of the bytes, when all is computed
-    hidden_s = min(paces[slowest] * (1 - last), compute_s * BACKWARD)
-    step_s = compute_s + paces[slowest] - hidden_s + cluster.round_trip_s
+    first, last = (n_in * n_out / case.num_parameters for n_in, n_out in (case.sizes[:2], case.sizes[-2:]))
+    third_s, exchange_s = compute_s / 3, paces[slowest]
+    exchanged_s = cluster.round_trip_s + max(exchange_s * first + third_s, exchange_s + third_s * last)
+    step_s = third_s + max(2 * third_s, exchanged_s)
     return Prediction(workers, compute_s, step_s, slowest)
 
 

@@ -74,6 +74,7 @@ POINTS: dict[str, str] = {
     "worker.welcome": "the job is known",
     "worker.read": "a message has come, and is about to be taken in",
     "worker.chunk": "a chunk of the parameters is about to be taken in",
+    "worker.prepare": "the first layers of a step that is expected are about to be gone through",
     "worker.work": "shards are about to be computed",
     "worker.shard": "one shard is about to be computed",
     "worker.layer": "a band of a gradient is there, nothing of it is sent",

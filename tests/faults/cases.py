@@ -83,6 +83,7 @@ WORKER = [
     *at("worker.welcome", "die", STALL, "stop"),
     *at("worker.read", "die", STALL, "stop", hit="@40"),
     *at("worker.chunk", "die", STALL, "stop", hit="@40"),
+    *at("worker.prepare", "die", STALL, "stop", "defect", hit="@20"),
     *at("worker.work", "die", STALL, "stop", "defect", hit="@20"),
     *at("worker.shard", "die", STALL, "stop", "defect", hit="@20"),
     *at("worker.layer", "die", STALL, "stop", "defect", hit="@50"),

@@ -24,7 +24,7 @@ from tests.simulator.loop import Crash, Loop, Process, RanDryError, SpinsError, 
 from tests.simulator.network import Network
 from tests.simulator.server import ServerHost
 
-CHUNK_BYTES = 256  # so that the tiny networks have several chunks
+CHUNK_BYTES = 128  # so that the tiny networks have several chunks, and their first layer is whole before the last
 CALM_S = 300.0  # after the last fault has passed, the job ends within this
 AGAIN_S = 0.3  # a fault that finds nothing to hit tries again
 FAULT_S = 60.0  # no fault lasts longer

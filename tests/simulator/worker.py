@@ -12,7 +12,7 @@ from lockstep_proto.numerics import fingerprint
 from lockstep_proto.v1 import training_pb2
 from lockstep_worker import shares
 from lockstep_worker.engine import Engine
-from lockstep_worker.session import Compute, Dial, Effect, End, Job, Joined, Send, Session
+from lockstep_worker.session import Compute, Dial, Effect, End, Job, Joined, Prepare, Send, Session
 from tests.simulator import jobs
 from tests.simulator.loop import Loop, Process
 from tests.simulator.network import End as StreamEnd
@@ -113,6 +113,8 @@ class Worker:
                 case Compute():
                     assert self.stream is not None
                     self.process.start(self._compute(effect, self.stream))
+                case Prepare():
+                    self.process.start(self._prepare(effect))
                 case Dial(wait_s):
                     self._hang_up()
                     self.process.later(wait_s, self._dial)
@@ -154,6 +156,8 @@ class Worker:
         try:
             self._fail_if_due()
             engine = self._engine_for(computation.job)
+            if not computation.prepared:
+                engine.forget()
             begun = engine.begin(task, parameters, lambda message: self._send(stream, message), lambda: left_off)
             await asyncio.gather(*map(go_through, begun.shares))
             begun.finish()
@@ -163,6 +167,15 @@ class Worker:
             self._carry(self._session.computed())
         finally:
             self._num_computing -= 1
+
+    async def _prepare(self, preparation: Prepare) -> None:
+        self._num_computing += 1
+        try:
+            await asyncio.sleep(self._shard_s(preparation.job))
+            self._engine_for(preparation.job).prepare(preparation.front)
+        finally:
+            self._num_computing -= 1
+        self._carry(self._session.computed())
 
     def _shard_s(self, job: Job) -> float:
         return self._step_s / job.spec.shards * self.slowness * self._random.uniform(0.8, 1.2)

@@ -180,9 +180,9 @@ def test_kept_units_are_scaled_so_that_the_mean_stays():
     np.testing.assert_allclose(let_through / 20_000, 1.0, atol=0.02)
 
 
-def test_layers_come_from_the_last_to_the_first_with_the_sums_known():
+def test_layers_come_in_order_with_the_sums_known():
     _, sums, order = Case(spec_of("softmax", "cross_entropy", 4)).gradient()
-    assert order == [(3, sums), (2, sums), (1, sums), (0, sums)]
+    assert order == [(0, sums), (1, sums), (2, sums), (3, sums)]
 
 
 def test_a_batch_without_rows_is_zeros_of_full_shape():
@@ -191,7 +191,7 @@ def test_a_batch_without_rows_is_zeros_of_full_shape():
     np.testing.assert_array_equal(flat, 0.0)
     assert not np.signbit(flat).any()
     assert sums == (0.0, 0.0, 0.0)
-    assert [layer for layer, _ in order] == [1, 0]
+    assert [layer for layer, _ in order] == [0, 1]
 
 
 def test_more_rows_than_a_block_are_summed_block_by_block(monkeypatch):
@@ -202,7 +202,7 @@ def test_more_rows_than_a_block_are_summed_block_by_block(monkeypatch):
     blocks, sums, order = case.gradient()
     np.testing.assert_allclose(blocks, whole, rtol=1e-12)
     assert sums == pytest.approx(whole_sums)
-    assert order == [(2, sums), (1, sums), (0, sums)], "a layer is done once, after the last block"
+    assert order == [(0, sums), (1, sums), (2, sums)], "a layer is done once, after the last block"
 
 
 @pytest.mark.parametrize("block_rows", [10, 100])

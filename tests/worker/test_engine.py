@@ -12,7 +12,7 @@ from lockstep_proto.spec import read_spec, to_dict
 from lockstep_proto.v1 import training_pb2
 from lockstep_worker import stacking
 from lockstep_worker.engine import Engine
-from lockstep_worker.following import Task
+from lockstep_worker.following import Front, Task
 from lockstep_worker.shard import Shard
 
 SPEC = read_spec(
@@ -118,9 +118,9 @@ def test_a_step_that_is_superseded_is_left_off_between_shards(monkeypatch):
 def test_a_step_that_is_superseded_is_left_off_between_the_layers_of_stacked_shards(monkeypatch):
     monkeypatch.setattr(stacking, "keeps_bits", lambda *_: True)
     monkeypatch.setattr(sys.modules[__name__], "SPEC", read_spec(to_dict(SPEC) | {"batch_size": 5}))
-    asked, looks = Asked({0: NAN}), iter([False, False, True])  # the node, layer 3, layer 2
+    asked, looks = Asked({0: NAN}), iter([False, False, True])  # the node, layer 2, layer 3
     chunks = asked.answer(task(STEP, (0, 4)), superseded=lambda: next(looks, True))
-    assert [chunk.chunk_index for chunk in chunks] == [1], "of layer 3 alone"
+    assert [chunk.chunk_index for chunk in chunks] == [0], "of layer 2 alone"
 
 
 @pytest.mark.parametrize(("wire_dtype", "expected"), [("float32", finding()), ("bfloat16", finding(3, 3))])
@@ -130,3 +130,109 @@ def test_a_gradient_that_becomes_infinite_when_it_is_rounded_is_found(monkeypatc
     monkeypatch.setattr(sys.modules[__name__], "SPEC", spec)
     asked = Asked({3: shard(3.4e38, 0.5)})
     assert asked.answer(task(EXAMINE, (0, 5)), w2=1.0, w3=1.0) == expected
+
+
+# What is begun before its parameters are whole.
+
+
+class Ahead:
+    """Steps of a network of three layers, of which some may be prepared."""
+
+    def __init__(self, num_cpus=1, shards=2, **fields):
+        layers = [{"units": 12, "activation": "gelu", "dropout": 0.3}, {"units": 8, "activation": "elu"}, {"units": 3}]
+        fields |= {"batch_size": 16 * shards, "shards": shards, "loss": "squared_error", "epochs": 1}
+        spec = read_spec({"network": {"inputs": 6, "layers": layers}} | fields)
+        self.layout = Layout.from_spec(spec)
+        self.ranges = ((0, shards),)
+
+        def rows(i):
+            random = np.random.default_rng(i)
+            return Shard(*(random.normal(size=(64, n)).astype(self.layout.dtype) for n in (6, 3)))
+
+        self.engine = Engine(spec, 100, training=rows, validation=rows, num_cpus=num_cpus)
+
+    def parameters(self, version):
+        random = np.random.default_rng(version)
+        return random.normal(size=self.layout.num_parameters).astype(self.layout.dtype)
+
+    def prepare(self, version, *fronts):
+        """Nothing is there yet behind a front."""
+        for lo, hi in fronts:
+            parameters = self.parameters(version)
+            parameters[self.layout.layer_slices[hi - 1].stop :] = np.nan
+            self.engine.prepare(Front(parameters, range(lo, hi)))
+
+    def answer(self, version, kind=STEP):
+        sent = []
+        what = Task(1, version, kind, 0, version, self.ranges)
+        self.engine.answer(what, self.parameters(version), sent.append, lambda: False)
+        decoded = map(codec.decode_worker_message, sent)
+        return {(chunk.node, chunk.chunk_index): (bytes(chunk.data), chunk.sums) for chunk in decoded}
+
+
+def products(monkeypatch):
+    """The shapes of the products from here on, as they are made."""
+    product, shapes = np.matmul, []
+
+    def counted(a, b, out):
+        shapes.append((a.shape, b.shape))
+        return product(a, b, out=out)
+
+    monkeypatch.setattr(np, "matmul", counted)
+    return shapes
+
+
+FRONTS = [[(0, 1)], [(0, 2)], [(0, 1), (1, 2)]]
+
+
+@pytest.mark.parametrize("fronts", FRONTS)
+@pytest.mark.parametrize("num_cpus", [1, 2])
+@pytest.mark.parametrize(
+    "fields", [{}, {"dtype": "float64"}, {"wire_dtype": "bfloat16"}, {"shards": 1}, {"shards": 5, "batch_size": 75}]
+)
+def test_a_step_that_was_prepared_has_the_same_bits(fronts, num_cpus, fields):
+    prepared = Ahead(num_cpus, **fields)
+    prepared.answer(0)
+    for version in (1, 2):
+        prepared.prepare(version, *fronts)
+        assert prepared.answer(version) == Ahead(**fields).answer(version)
+
+
+def test_layers_that_were_gone_through_are_not_again(monkeypatch):
+    ahead = Ahead()
+    ahead.answer(0)
+    shapes = products(monkeypatch)
+    ahead.prepare(1, (0, 1), (1, 2))
+    forward = [((32, 6), (6, 12)), ((32, 12), (12, 8))]
+    assert shapes == forward
+    ahead.answer(1)
+    assert [shapes.count(shape) for shape in forward] == [1, 1]
+
+
+def test_what_was_prepared_of_another_version_is_forgotten():
+    ahead = Ahead()
+    ahead.answer(0)
+    ahead.prepare(5, (0, 2))
+    ahead.engine.forget()
+    assert ahead.answer(1) == Ahead().answer(1)
+
+
+def test_a_front_that_follows_on_one_that_nobody_went_through_is_left():
+    ahead = Ahead()
+    ahead.answer(0)
+    ahead.prepare(1, (1, 2))
+    assert ahead.answer(1) == Ahead().answer(1)
+
+
+def test_other_work_in_between_undoes_what_was_prepared():
+    ahead = Ahead()
+    ahead.answer(0)
+    ahead.prepare(1, (0, 2))
+    ahead.answer(1, training_pb2.WORK_KIND_EVALUATE)
+    assert ahead.answer(1) == Ahead().answer(1)
+
+
+def test_before_the_first_step_there_is_nothing_to_prepare(monkeypatch):
+    ahead, shapes = Ahead(), products(monkeypatch)
+    ahead.prepare(0, (0, 1))
+    assert shapes == []

@@ -5,7 +5,7 @@ from lockstep_proto import bfloat16
 from lockstep_proto.codec import ParameterChunk
 from lockstep_proto.spec import read_spec, to_dict
 from lockstep_proto.v1 import training_pb2
-from lockstep_worker.following import Following, ProtocolError, Task
+from lockstep_worker.following import Following, Front, ProtocolError, Task
 
 SPEC = read_spec({"network": {"inputs": 2, "layers": [{"units": 2}]}, "loss": "norm", "batch_size": 8, "epochs": 1})
 STEP, WAIT = training_pb2.WORK_KIND_STEP, training_pb2.WORK_KIND_WAIT
@@ -183,3 +183,99 @@ def test_a_newcomer_has_no_master(rounding):
         rounding.chunk(rounded(3, index))
     with pytest.raises(ProtocolError, match="version 3 is not whole"):
         rounding.work(work(3, EVALUATE))
+
+
+# The front of a version that comes in.
+
+LAYERS = 3  # of 2 units; each has 6 elements, and a chunk 4
+
+
+@pytest.fixture
+def deep():
+    layers = [{"units": 2, "activation": "relu"}] * (LAYERS - 1) + [{"units": 2}]
+    made = Following(read_spec(to_dict(SPEC) | {"network": {"inputs": 2, "layers": layers}}), 4)
+    come(made, 0, range(5))
+    made.work(work(0))
+    return made
+
+
+def come(following, version, indices, value=1.0):
+    for index in indices:
+        following.chunk(ParameterChunk(1, version, index, np.full(2 if index == 4 else 4, value, np.float32).tobytes()))
+
+
+def layers_of(front):
+    return front and list(front.layers)
+
+
+def test_the_front_is_told_layer_by_layer_until_all_are_there(deep):
+    told = []
+    for index in range(5):
+        come(deep, 1, [index])
+        told.append(layers_of(deep.front()))
+    assert told == [None, [0], [1], None, None]
+    assert deep.front() is None
+    deep.work(work(1))
+    assert deep.fronted
+
+
+def test_the_front_is_where_the_version_will_be(deep):
+    come(deep, 1, range(4), value=9.0)
+    front = deep.front()
+    assert layers_of(front) == [0, 1]
+    np.testing.assert_array_equal(front.parameters[:12], 9.0)
+    come(deep, 1, [4])
+    deep.work(work(1))
+    assert deep.lend(STEP) is front.parameters
+
+
+def test_layers_behind_a_gap_do_not_count(deep):
+    come(deep, 1, [1, 2, 3, 4])
+    assert deep.front() is None
+    come(deep, 1, [0])
+    assert deep.front() is None, "it is whole"
+
+
+def test_another_version_has_a_front_of_its_own(deep):
+    come(deep, 1, [0, 1])
+    assert layers_of(deep.front()) == [0]
+    come(deep, 2, range(4))
+    assert layers_of(deep.front()) == [0, 1]
+    come(deep, 2, [4])
+    deep.work(work(2))
+    assert deep.fronted
+
+
+def test_a_front_of_what_never_became_the_present_version_is_not_of_that(deep):
+    come(deep, 1, [0, 1])
+    deep.front()
+    come(deep, 2, [4, 3, 2, 1, 0])
+    deep.work(work(2))
+    assert not deep.fronted
+
+
+def test_what_comes_again_has_to_be_gone_through_again(deep):
+    come(deep, 1, range(3))
+    assert layers_of(deep.front()) == [0, 1]
+    come(deep, 1, [0])
+    assert layers_of(deep.front()) == [0, 1]
+    come(deep, 1, [1, 3, 4])
+    deep.work(work(1))
+    assert not deep.fronted
+
+
+def test_a_newcomers_version_has_a_front_of_its_own(deep):
+    come(deep, 1, range(3))
+    deep.front()
+    deep.restart()
+    assert deep.front() is None
+    come(deep, 1, range(2))
+    assert layers_of(deep.front()) == [0]
+
+
+def test_a_front_before_the_first_version_is_one(deep):
+    deep.restart()
+    assert not Following(SPEC, 4).front()
+    come(deep, 0, [0, 1])
+    front = deep.front()
+    assert isinstance(front, Front)

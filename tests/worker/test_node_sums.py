@@ -41,7 +41,7 @@ class Emitted:
 def compute(sums, shard):
     gradient = sums.buffer()
     gradient.flat[...] = value(shard)
-    for layer in (2, 1, 0):
+    for layer in (0, 1, 2):
         sums.band_done((shard, shard + 1), layer, gradient, Sums(1.0, float(shard), 0.0))
 
 
@@ -79,7 +79,7 @@ def test_threads_side_by_side():
         check(emitted, [(0, 8)], 8)
 
 
-def test_chunks_go_out_from_the_end_as_soon_as_their_layers_are_done():
+def test_chunks_go_out_in_order_as_soon_as_their_layers_are_done():
     sums, emitted = NodeSums(LAYOUT, BANDS, CHUNKING, 2), Emitted()
     sums.begin([(0, 2)], emitted)
     compute(sums, 0)
@@ -87,11 +87,11 @@ def test_chunks_go_out_from_the_end_as_soon_as_their_layers_are_done():
     gradient.flat[...] = value(1)
     assert emitted.order == []
     done = []
-    for layer in (2, 1, 0):
+    for layer in (0, 1, 2):
         sums.band_done((1, 2), layer, gradient, Sums(1.0, 1.0, 0.0))
         done.append(len(emitted.order))
     assert 0 < done[0] < done[1] < done[2] == CHUNKING.num_chunks
-    assert [index for _, index in emitted.order] == list(reversed(range(CHUNKING.num_chunks)))
+    assert [index for _, index in emitted.order] == list(range(CHUNKING.num_chunks))
 
 
 def test_buffers_are_used_again():
@@ -103,6 +103,6 @@ def test_buffers_are_used_again():
             gradient = sums.buffer()
             used.add(id(gradient.flat))
             gradient.flat[...] = value(shard)
-            for layer in (2, 1, 0):
+            for layer in (0, 1, 2):
                 sums.band_done((shard, shard + 1), layer, gradient, Sums(1.0, 0.0, 0.0))
     assert len(used) <= 4, "log2(V) + 1"

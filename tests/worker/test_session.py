@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lockstep_proto.codec import ParameterChunk
-from lockstep_proto.spec import read_spec
+from lockstep_proto.spec import read_spec, to_dict
 from lockstep_proto.v1 import service_pb2, training_pb2
 from lockstep_worker.errors import DataError
-from lockstep_worker.session import ANSWER_S, REDIAL_S, Compute, Dial, End, Joined, Send, Session
+from lockstep_worker.session import ANSWER_S, REDIAL_S, Compute, Dial, End, Joined, Prepare, Send, Session
 
 SPEC = read_spec({"network": {"inputs": 2, "layers": [{"units": 2}]}, "loss": "norm", "batch_size": 8, "epochs": 1})
 HELLO = training_pb2.WorkerHello(job_id="job", worker_id="w")
@@ -20,8 +20,8 @@ EXAMINE, WAIT = training_pb2.WORK_KIND_EXAMINE, training_pb2.WORK_KIND_WAIT
 HEARTBEAT = training_pb2.ServerMessage(heartbeat=training_pb2.Heartbeat())
 
 
-def welcome(chunk_elements=4):
-    told = training_pb2.Welcome(attempt=1, spec=SPEC, chunk_elements=chunk_elements, lease_s=LEASE_S)
+def welcome(chunk_elements=4, spec=SPEC):
+    told = training_pb2.Welcome(attempt=1, spec=spec, chunk_elements=chunk_elements, lease_s=LEASE_S)
     return training_pb2.ServerMessage(welcome=told)
 
 
@@ -152,6 +152,99 @@ def test_versions_come_and_go_under_a_long_computation_that_keeps_its_own(comput
     (newest,) = computing.session.computed()
     assert newest.task.version == 5
     np.testing.assert_array_equal(newest.parameters, 5.0)
+
+
+# What is begun before its version is whole
+
+
+@pytest.fixture
+def deep(driven):
+    """Has computed step 0 of a network whose first layer has two chunks, and the second one."""
+    driven.opened()
+    layers = [{"units": 2, "activation": "relu"}, {"units": 1}]
+    driven.hear(welcome(3, read_spec(to_dict(SPEC) | {"network": {"inputs": 2, "layers": layers}})))
+    come(driven, 0, [2, 1, 0])
+    (driven.first,) = driven.hear(work(0))
+    driven.session.computed()
+    return driven
+
+
+def come(driven, version, indices):
+    return driven.hear(
+        *(ParameterChunk(1, version, index, np.full(3, version, np.float32).tobytes()) for index in indices)
+    )
+
+
+def test_a_step_is_prepared_as_soon_as_the_first_layer_of_its_version_is_there(deep):
+    assert come(deep, 1, [0]) == []
+    (preparation,) = come(deep, 1, [1])
+    assert isinstance(preparation, Prepare)
+    assert preparation.job == deep.first.job
+    assert preparation.front.layers == range(1)
+    assert deep.session.computed() == ()
+    assert come(deep, 1, [2]) == []
+    (computation,) = deep.hear(work(1))
+    assert computation.prepared
+    assert computation.parameters is preparation.front.parameters
+
+
+def test_work_waits_for_what_is_prepared(deep):
+    come(deep, 1, [0, 1])
+    assert come(deep, 1, [2]) == deep.hear(work(1)) == []
+    (computation,) = deep.session.computed()
+    assert isinstance(computation, Compute)
+    assert computation.prepared
+
+
+def test_nothing_is_prepared_while_something_is_computed(deep):
+    (again,) = deep.hear(work(0))
+    assert come(deep, 1, [0, 1]) == []
+    (preparation,) = deep.session.computed()
+    assert isinstance(preparation, Prepare)
+    assert not again.prepared
+
+
+def test_what_was_prepared_of_another_version_is_not_of_the_one_computed_from(deep):
+    come(deep, 1, [0, 1])
+    deep.session.computed()
+    come(deep, 2, [2, 1, 0])
+    (computation,) = deep.hear(work(2))
+    assert not computation.prepared
+
+
+def test_a_preparation_goes_on_beside_a_stream_that_breaks(deep):
+    come(deep, 1, [0, 1])
+    assert isinstance(deep.lost()[0], Dial)
+    deep.opened()
+    deep.hear(welcome(3, deep.first.job.spec))
+    assert come(deep, 1, [0, 1]) == []
+    (preparation,) = deep.session.computed()
+    assert preparation.front.layers == range(1), "from the first layer on: another stream's parameters"
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_nothing_is_prepared_without_a_server(deep, opened):
+    deep.hear(work(0))
+    come(deep, 1, [0, 1])
+    deep.lost()
+    if opened:
+        deep.opened()
+    assert deep.session.computed() == ()
+
+
+def test_a_preparation_that_fails_ends_the_worker_as_a_computation_does(deep):
+    come(deep, 1, [0, 1])
+    told, end = deep.session.failed(MemoryError("no room"))
+    assert sent([told]) == ["failure"]
+    assert end == End("cannot compute: MemoryError: no room", failed=True)
+    assert deep.session.computed() == ()
+
+
+def test_preparing_is_of_no_use_by_itself(welcomed):
+    welcomed.version(0)
+    assert welcomed.lost() == [Dial(REDIAL_S[0], "it broke")]
+    welcomed.opened()
+    assert welcomed.lost() == [Dial(REDIAL_S[1], "it broke", first=False)]
 
 
 # Silence

@@ -79,7 +79,7 @@ class Case:
         out, parameters = np.full_like(self.flat, np.nan), self.network.layout.views(self.flat)
         backprop = Backprop.from_spec(self.spec, self.network)
         found = list(backprop.node(parameters, self.batches(), out, rounds=self.rounds))
-        assert [layer for layer, _ in found] == [1, 0]
+        assert [layer for layer, _ in found] == [0, 1]
         assert found[0][1] == found[1][1]
         return out, found[0][1]
 

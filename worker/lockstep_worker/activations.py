@@ -2,8 +2,8 @@
 
 All arrays have shape (N, n_l). `forward` turns m into z = σ(m). `backward` turns d from ∂Q/∂z into δ = ∂Q/∂m, in
 place: d ⊙ σ'(m), and Jᵀ d for softmax. All are safe for m of any size. Nothing of that shape is allocated: t is
-scratch, and backward may use up m and z as well, which nobody needs afterwards. `in_place` says that σ' needs z alone,
-so that z may lie where m was.
+scratch. `in_place` says that σ' needs z alone, so that z may lie where m was, and leaves it as it is; the others' needs
+m alone, which it uses up, and takes z for more scratch.
 """
 
 import math

@@ -42,10 +42,11 @@ Loss: q, one value a row, and d = ∂Q/∂ŷ, with ŷ = z^L, r = ŷ - Y; every a
 The last two are fused: δ^L = ŷ - Y. For the others δ^L is d taken through the derivative of σ^L (the text's (13); with
 the Jacobian, for softmax). Where there are sample weights w (float64), δ^L * w.astype(dtype)[:, None] takes its place.
 
-Backward, for l = L..2 (the text's (15), (17), (22), whose outer product is the other way round than it must be for W^l
-of shape (n_{l-1}, n_l)), with what went on from layer l - 1, so after dropout, as z:
+Backward, for l = L..3 (the text's (15) and (22)):
+    d = matmul(δ^l, W^l.T);  d * k^{l-1} where layer l - 1 has dropout;  δ^{l-1} = d through σ^{l-1}'
+Then for l = 2..L, since the next step begins with layer 2 (the text's (17), whose outer product is the other way round
+than it must be for W^l of shape (n_{l-1}, n_l)), with what went on from layer l - 1, so after dropout, as z:
     ΔW^l = matmul(z.T, δ^l);  Δb^l = add.reduce(δ^l, axis=0)          .T is a view, never a copy
-    d = matmul(δ^l, W^l.T);  d * k^{l-1} where layer l - 1 has dropout;  δ^{l-1} = d through σ^{l-1}'; not for l = 2
 
 Blocks. ΔW^l and Δb^l of the first block are the value; those of every later one are computed apart and added to it.
 
@@ -73,6 +74,7 @@ are (lockstep_proto.bfloat16).
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from operator import is_
 from typing import Any
 
@@ -98,6 +100,16 @@ _NO_ROWS = Sums(0.0, 0.0, 0.0)
 CACHED_ELEMENTS = 1 << 16  # of the gradients of stacked shards that are computed by one call before they are added
 
 
+@dataclass(slots=True)
+class _Rows:
+    """Rows in a block: of each of some batches equally many, and how many layers they have gone through."""
+
+    batches: Sequence[Batch]
+    block: Block
+    inputs: Inputs
+    num_layers: int = 0
+
+
 class Backprop:
     """Computes gradients in one thread, in arrays that it keeps."""
 
@@ -108,7 +120,7 @@ class Backprop:
         self._loss = loss
         self._metric = metric
         self._workspace = Workspace(network, loss.fused)
-        self._ahead: tuple[Sequence[Batch], Inputs] | None = None
+        self._ahead: _Rows | None = None
         self._rights: list[Array] = []  # by depth in the tree, each as large as the largest product
 
     @classmethod
@@ -119,23 +131,22 @@ class Backprop:
     def gradient(self, parameters: Views, batch: Batch, out: Array, band_done: Callable[[int, Sums], None]) -> Sums:
         """Compute the sums of ΔW^l and Δb^l over the rows into `out`, flat; return weight, loss and metric.
 
-        As soon as a band is final, the last one first, `band_done(its number, sums)` is called.
+        As soon as a band is final, in order, `band_done(its number, sums)` is called.
         """
-        layers = range(len(parameters) - 1, -1, -1)
         if batch.num_rows == 0:
             out.fill(0)
-            for band in range(len(self._bands.slices) - 1, -1, -1):
+            for band in range(len(self._bands.slices)):
                 band_done(band, _NO_ROWS)
             return _NO_ROWS
         streams = [self._dropout_streams(batch)]
         sums = _NO_ROWS
         for lo, hi in _blocks(batch.num_rows):
-            block = self._workspace.block(hi - lo)
-            x, y, w = self._inputs(block, (batch,), lo, hi)
-            sums = sums.plus(*self._forward(block, parameters, x, y, w, streams))
-            self._output_error(block, w)
-            for i in layers:
-                z = block.dropped[i - 1] if i > 0 else x
+            rows = self._rows((batch,), lo, hi)
+            sums = sums.plus(*self._forward(rows, parameters, streams))
+            self._errors(rows, parameters)
+            block = rows.block
+            for i in range(len(parameters)):
+                z = block.dropped[i - 1] if i > 0 else rows.inputs[0]
                 for product in self._bands.products(i, hi - lo):
                     part = self._part(out, i, product.rows)
                     into = part if lo == 0 else self._right(0, part.size)
@@ -145,7 +156,6 @@ class Backprop:
                     if hi == batch.num_rows:
                         for band in product.bands:
                             band_done(band, sums)
-                self._error_before(block, i, parameters)
         return sums
 
     def node(
@@ -156,19 +166,18 @@ class Backprop:
         `batches`, of its shards in order, must have equally many rows, of one block at most. `rounds`: whether values
         are rounded to bfloat16.
         """
-        rows = batches[0].num_rows
-        block = self._workspace.block(rows * len(batches))
-        x, y, w = self._inputs(block, batches, 0, rows)
+        num_rows = batches[0].num_rows
+        rows = self._rows(batches, 0, num_rows)
         streams = [self._dropout_streams(batch) for batch in batches]
-        sums = _tree_sum(self._forward(block, parameters, x, y, w, streams))
-        self._output_error(block, w)
-        for i in range(len(parameters) - 1, -1, -1):
-            z = block.dropped[i - 1] if i > 0 else x
-            for product in self._bands.products(i, rows, len(batches)):
-                self._node_rows(z[:, product.rows], block.d[i], rows, self._part(out, i, product.rows), rounds)
+        sums = _tree_sum(self._forward(rows, parameters, streams))
+        self._errors(rows, parameters)
+        block = rows.block
+        for i in range(len(parameters)):
+            z = block.dropped[i - 1] if i > 0 else rows.inputs[0]
+            for product in self._bands.products(i, num_rows, len(batches)):
+                self._node_rows(z[:, product.rows], block.d[i], num_rows, self._part(out, i, product.rows), rounds)
                 for band in product.bands:
                     yield band, sums
-            self._error_before(block, i, parameters)
 
     def _node_rows(self, z: Array, d: Array, rows: int, out: Array, rounds: bool, depth: int = 0) -> None:
         """Sum some rows of a layer's gradient along the tree: each right child is added while it is in cache."""
@@ -207,62 +216,83 @@ class Backprop:
         """Return weight, loss and metric of all rows of a shard, without dropout."""
         batch, sums = Batch(shard, None), _NO_ROWS
         for lo, hi in _blocks(shard.num_rows):
-            block = self._workspace.block(hi - lo)
-            x, y, w = self._inputs(block, (batch,), lo, hi)
-            sums = sums.plus(*self._forward(block, parameters, x, y, w, [None]))
+            sums = sums.plus(*self._forward(self._rows((batch,), lo, hi), parameters, [None]))
         return sums
 
     def take_ahead(self, batches: Sequence[Batch]) -> None:
         """Take the rows that `gradient` or `node` will most likely be asked for next, of one block at most each."""
-        rows = batches[0].num_rows
-        if 0 < rows <= BLOCK_ROWS:
-            self._ahead = batches, inputs(self._workspace.block(rows * len(batches)), batches, 0, rows)
+        num_rows = batches[0].num_rows
+        if 0 < num_rows <= BLOCK_ROWS:
+            self._ahead = self._rows(batches, 0, num_rows)
 
-    def _inputs(self, block: Block, batches: Sequence[Batch], lo: int, hi: int) -> Inputs:
-        """Return X, Y and w of some rows of each batch. What was taken ahead is good for once."""
+    def go_ahead(self, parameters: Views, layers: range) -> None:
+        """Let the rows taken ahead go through some layers, the first ones (0 is layer 2) or those that follow on them.
+
+        Unless `go_back` is called before, the next `gradient` or `node` must have the same parameters.
+        """
+        rows = self._ahead
+        if rows is not None and layers.start <= rows.num_layers:
+            streams = [self._dropout_streams(batch) for batch in rows.batches]
+            self._go_through(rows, parameters, layers, streams)
+            rows.num_layers = layers.stop
+
+    def go_back(self) -> None:
+        """Let them begin again."""
+        if self._ahead is not None:
+            self._ahead.num_layers = 0
+
+    def _rows(self, batches: Sequence[Batch], lo: int, hi: int) -> _Rows:
+        """Take some rows of each batch. What was taken ahead is good for once."""
         ahead, self._ahead = self._ahead, None
-        if ahead is not None and len(ahead[0]) == len(batches) and all(map(is_, ahead[0], batches)):
-            return ahead[1]
-        return inputs(block, batches, lo, hi)
+        if ahead is not None and len(ahead.batches) == len(batches) and all(map(is_, ahead.batches, batches)):
+            return ahead
+        block = self._workspace.block((hi - lo) * len(batches))
+        return _Rows(batches, block, inputs(block, batches, lo, hi))
 
-    def _forward(
-        self, block: Block, parameters: Views, x: Array, y: Array, w: Array | None, streams: Sequence[Streams | None]
-    ) -> list[Sums]:
+    def _forward(self, rows: _Rows, parameters: Views, streams: Sequence[Streams | None]) -> list[Sums]:
         """Fill the block with m^l, z^l, and ∂Q/∂ŷ (δ^L if the loss is fused); return the sums of each shard in it.
 
         There are as many shards, of equally many rows, as there are `streams`, each None where nothing is dropped.
         """
-        z, last = x, len(parameters) - 1
-        for i, (weights, biases) in enumerate(parameters):
+        last = len(parameters) - 1
+        self._go_through(rows, parameters, range(rows.num_layers, last + 1), streams)
+        block, (_, y, w), z = rows.block, rows.inputs, rows.block.z[last]
+        q = self._loss.rows(block.m[last], z, y, block.d[last], block.t[last])  # (N,)
+        return _sums(w, q, self._metric(z, y, block.t[last]), len(streams))
+
+    def _go_through(self, rows: _Rows, parameters: Views, layers: range, streams: Sequence[Streams | None]) -> None:
+        """Fill the block with m^l and z^l of some layers."""
+        block, last = rows.block, len(parameters) - 1
+        for i in layers:
+            z = _outputs(block, streams)[i - 1] if i > 0 else rows.inputs[0]
+            weights, biases = parameters[i]
             np.matmul(z, weights, out=block.m[i])  # (N, n_l)
             block.m[i] += biases
             if i < last or not self._loss.fused:
                 self._network.activations[i].forward(block.m[i], block.z[i], block.t[i])
-            z = block.z[i]
             if streams[0] is not None and block.keep[i] is not None:
-                z = self._drop(block, i, streams)
-        q = self._loss.rows(block.m[last], z, y, block.d[last], block.t[last])  # (N,)
-        return _sums(w, q, self._metric(z, y, block.t[last]), len(streams))
+                self._drop(block, i, streams)
 
-    def _output_error(self, block: Block, w: Array | None) -> None:
-        """Turn ∂Q/∂ŷ into δ^L."""
+    def _errors(self, rows: _Rows, parameters: Views) -> None:
+        """Turn ∂Q/∂ŷ into δ^L, and write δ of all layers before it."""
+        block, w = rows.block, rows.inputs[2]
         d = block.d[-1]
         if not self._loss.fused:
-            self._network.activations[-1].backward(d, block.m[-1], block.z[-1], block.t[-1])
+            self._error(block, len(parameters) - 1)
         if w is not None:
             d *= w.astype(d.dtype)[:, None]
+        for i in range(len(parameters) - 1, 0, -1):
+            before, keep = block.d[i - 1], block.keep[i - 1]
+            np.matmul(block.d[i], parameters[i][0].T, out=before)  # (N, n_{l-1})
+            if keep is not None:
+                before *= keep
+            self._error(block, i - 1)
 
-    def _error_before(self, block: Block, i: int, parameters: Views) -> None:
-        """Write δ of the layer before layer i, if there is one."""
-        if i == 0:
-            return
-        before, keep = block.d[i - 1], block.keep[i - 1]
-        np.matmul(block.d[i], parameters[i][0].T, out=before)  # (N, n_{l-1})
-        if keep is not None:
-            before *= keep
-        self._network.activations[i - 1].backward(before, block.m[i - 1], block.z[i - 1], block.t[i - 1])
+    def _error(self, block: Block, i: int) -> None:
+        """Turn ∂Q/∂z of a layer into δ."""
+        self._network.activations[i].backward(block.d[i], block.m[i], block.s[i], block.t[i])
 
-    def _drop(self, block: Block, i: int, streams: Sequence[Streams | None]) -> Array:
+    def _drop(self, block: Block, i: int, streams: Sequence[Streams | None]) -> None:
         p, u, keep = self._network.dropouts[i], block.u[i], block.keep[i]
         assert keep is not None
         rows = len(u) // len(streams)
@@ -273,7 +303,7 @@ class Backprop:
             stream.random(dtype=np.float32, out=u[lo : lo + rows])
         np.greater_equal(u, p, out=keep)
         keep *= 1.0 / (1.0 - p)
-        return np.multiply(block.z[i], keep, out=block.dropped[i])
+        np.multiply(block.z[i], keep, out=block.dropped[i])
 
     def _dropout_streams(self, batch: Batch) -> Streams | None:
         if not any(self._network.dropouts):
@@ -282,6 +312,11 @@ class Backprop:
             dropout_stream(batch.seed, batch.step, batch.shard_index, i + 2) if p else None
             for i, p in enumerate(self._network.dropouts)
         ]
+
+
+def _outputs(block: Block, streams: Sequence[Streams | None]) -> list[Array]:
+    """Return what goes on from each layer."""
+    return block.z if streams[0] is None else block.dropped
 
 
 def _gradient_rows(z: Array, d: Array, out: Array) -> None:

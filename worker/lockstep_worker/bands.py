@@ -1,7 +1,7 @@
 """Bands of rows of W^l: what of a large layer's ΔW^l is computed as one product, and handed out under the next one.
 
 A layer is one band, or is cut where a chunk of the flat vector can go out; its last band has b^l as well. Bands are
-numbered in the order of the flat vector, and computed from the last one to the first.
+numbered in the order of the flat vector, in which they are computed.
 
 A product of some rows of ΔW^l has, in nearly every shape, the bits of these rows of the whole product. As with shards
 that are stacked (lockstep_worker.stacking), a comparison on random numbers decides that for each shape on this machine;
@@ -51,9 +51,9 @@ class Bands:
             products = [Product(slice(lo, hi), (first + i,)) for i, (lo, hi) in enumerate(itertools.pairwise(cuts))]
             ends = [*(flat.start + lo * n_out for lo in cuts[:-1]), flat.stop]
             self.slices += [slice(lo, hi) for lo, hi in itertools.pairwise(ends)]
-            self._banded.append(products[::-1])
+            self._banded.append(products)
             self._thin.append([part for product in self._banded[layer] for part in _thin(product)])
-            self._whole.append([Product(slice(0, n_in), tuple(range(len(self.slices) - 1, first - 1, -1)))])
+            self._whole.append([Product(slice(0, n_in), tuple(range(first, len(self.slices))))])
 
     def products(self, layer: int, num_rows: int, num_shards: int = 1) -> list[Product]:
         """Return the products that ΔW^l (0 is layer 2) of shards of so many rows is computed in, in their order."""
@@ -68,14 +68,14 @@ class Bands:
 
 
 def _cuts(start: int, n_in: int, n_out: int, chunking: Chunking) -> list[int]:
-    """Return the rows before which W^l, which begins at `start`, is cut: where a chunk begins, or a few rows above.
+    """Return the rows before which W^l, which begins at `start`, is cut: where a chunk ends, or a few rows below.
 
     They are multiples of what kernels take at a time, so that these have no new edges. The band that is computed first
     may have half as many rows as others, so that transport begins early, and so may the last one, which it ends with.
     """
     least = max(_LEAST_ROWS, n_in // (_MOST_BANDS + 1))
-    begins = [chunking.range(index)[0] - start for index in range(chunking.num_chunks)]
-    rows = [begin // n_out // ROWS_AT_A_TIME * ROWS_AT_A_TIME for begin in begins]
+    ends = [chunking.range(index)[1] - start for index in range(chunking.num_chunks)]
+    rows = [-(-end // (n_out * ROWS_AT_A_TIME)) * ROWS_AT_A_TIME for end in ends]
     rows = [row for row in rows if least // 2 <= row <= n_in - least // 2]
     found = rows[-1:]
     for row in reversed(rows):
@@ -91,12 +91,12 @@ def _thin(product: Product) -> list[Product]:
     lo, hi = product.rows.start, product.rows.stop
     cuts = [lo + i * _LEAST_ROWS for i in range(max(1, (hi - lo) // _LEAST_ROWS))]
     parts = [slice(start, stop) for start, stop in itertools.pairwise([*cuts, hi])]
-    return [*(Product(part, ()) for part in parts[:0:-1]), Product(parts[0], product.bands)]
+    return [*(Product(part, ()) for part in parts[:-1]), Product(parts[-1], product.bands)]
 
 
 @lru_cache(maxsize=64)
 def _keep_bits(cuts: tuple[int, ...], n_in: int, n_out: int, dtype: "np.dtype[Any]", num_rows: int) -> bool:
-    """Compare ΔW^l of all rows with that of the bands that begin at `cuts`, the last one first."""
+    """Compare ΔW^l of all rows with that of the bands that begin at `cuts`."""
     random = np.random.Generator(np.random.Philox(14))
     z = random.uniform(0.1, 1, (num_rows, n_in)).astype(dtype)
     whole, apart = np.empty((2, n_in, n_out), dtype)
@@ -104,7 +104,7 @@ def _keep_bits(cuts: tuple[int, ...], n_in: int, n_out: int, dtype: "np.dtype[An
         d = random.normal(size=(num_rows, n_out)).astype(dtype)
         d[:, phase % 3 :: 3] = -0.0  # so that the sign of a sum of zeros is compared, too
         np.matmul(z.T, d, out=whole)
-        for lo, hi in zip(cuts, (n_in, *cuts), strict=False):
+        for lo, hi in zip(cuts, (*cuts[1:], n_in), strict=True):
             np.matmul(z[:, lo:hi].T, d, out=apart[lo:hi])
         if whole.tobytes() != apart.tobytes():
             return False

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from lockstep_worker import shares, stacking
 from lockstep_worker.backprop import Backprop, Views
 from lockstep_worker.bands import Bands
 from lockstep_worker.batches import Batch, Batches, Lazy
-from lockstep_worker.following import Task
+from lockstep_worker.following import Front, Task
 from lockstep_worker.network import Network
 from lockstep_worker.node_sums import Emit, Gradient, NodeSums
 from lockstep_worker.shard import Shard
@@ -80,15 +81,27 @@ class Engine:
     ) -> None:
         """Compute a task, and send each message that comes of it, encoded. Threads may call `send` at the same time."""
         computation = self.begin(task, parameters, send, superseded, encode)
-        mine, others = computation.shares[:1], computation.shares[1:]
-        futures = [self._pool.submit(_go_through, share) for share in others] if self._pool else []
+        self._side_by_side([partial(_go_through, share) for share in computation.shares])
+        computation.finish()
+
+    def prepare(self, front: Front) -> None:
+        """Begin the step that most likely comes next with the layers that have come of its parameters."""
+        views = self._views_of(front.parameters)
+        self._side_by_side([partial(backprop.go_ahead, views, front.layers) for backprop in self._backprops])
+
+    def forget(self) -> None:
+        """Take note that what was prepared is not of the version that is computed from next."""
+        for backprop in self._backprops:
+            backprop.go_back()
+
+    def _side_by_side(self, shares: list[Callable[[], None]]) -> None:
+        """Do these, the first one in this thread, and each of the others in one of its own."""
+        mine, others = shares[:1], shares[1:]
+        futures = [self._pool.submit(share) for share in others] if self._pool else []
         for share in mine:
-            _go_through(share)
+            share()
         for future in futures:
             future.result()
-        computation.finish()
-        if task.kind == training_pb2.WORK_KIND_STEP and self._batches.rows_per_shard is not None and not superseded():
-            self._take_ahead(task)
 
     def begin(
         self,
@@ -120,15 +133,18 @@ class Engine:
             [
                 self._gradients(task, views, others.after(first), superseded, backprop)
                 for first, backprop in zip(parts.firsts, self._backprops, strict=False)
-            ]
+            ],
+            partial(self._take_ahead, task, superseded),
         )
 
     def _parts(self, task: Task) -> Parts:
         rows, size = self._batches.rows_per_shard, self._layout.num_parameters
         return shares.parts(task.ranges, self._spec.shards, rows, size, len(self._backprops))
 
-    def _take_ahead(self, task: Task) -> None:
+    def _take_ahead(self, task: Task, superseded: Callable[[], bool]) -> None:
         """Take the rows of the step that most likely comes next, while the server works."""
+        if self._batches.rows_per_shard is None or superseded():
+            return
         ahead = self._batches.ahead(task, self._parts(task).firsts)
         for backprop, batches in zip(self._backprops, ahead, strict=False):
             backprop.take_ahead(batches if self._stacks(batches) else batches[:1])

@@ -3,7 +3,7 @@
 Who is idle reads. The calling thread reads until there is something to compute, computes it and sends, without another
 thread in between. While it computes for long, a second thread reads in its place, until that one has come to what is to
 be computed next. A third thread ticks. Chunks are sent as soon as their node is summed, so sending runs under the rest
-of the backward pass.
+of the computation; and while parameters still come in, the layers that are there are gone through.
 """
 
 import logging
@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from lockstep_proto import failpoints, numerics, shared
 from lockstep_proto.v1 import training_pb2
@@ -18,7 +19,7 @@ from lockstep_worker.computing import Computing
 from lockstep_worker.conversation import Conversation
 from lockstep_worker.engine import Engine
 from lockstep_worker.errors import WorkerError
-from lockstep_worker.session import Compute, Dial, Effect, End, Joined, Send, Session
+from lockstep_worker.session import Compute, Dial, Effect, End, Joined, Prepare, Send, Session
 from lockstep_worker.shard import Shard
 from lockstep_worker.stream import CallEndedError
 
@@ -62,7 +63,7 @@ class Worker:
         self._session = Session(hello)
         self._stream: Conversation | None = None
         self._wait_s = 0.0  # before the next dial
-        self._next: tuple[Compute, Conversation] | None = None  # to be computed
+        self._next: tuple[Compute | Prepare, Conversation] | None = None  # to be computed
         self._end: End | None = None
         self._ended = threading.Event()  # nothing follows but the last messages
         self._over = threading.Event()  # they are sent
@@ -125,20 +126,21 @@ class Worker:
             while self._read_stream is not None:
                 self._read_on()
 
-    def _compute(self, computation: Compute, stream: Conversation) -> None:
+    def _compute(self, computation: Compute | Prepare, stream: Conversation) -> None:
         def send(message: bytes) -> None:
             failpoints.hit("worker.send")
             stream.send(message)
 
-        def superseded() -> bool:
-            return self._session.superseded(computation)
-
         if self._computing.is_long(computation):
             self._long.set()
         try:
-            self._computing.carry_out(computation, stream.encode, send, superseded)
+            if isinstance(computation, Prepare):
+                self._computing.prepare(computation)
+            else:
+                superseded = partial(self._session.superseded, computation)
+                self._computing.carry_out(computation, stream.encode, send, superseded)
         except Exception as error:
-            logger.exception("cannot compute step %d", computation.task.version)
+            logger.exception("cannot compute")
             with self._lock:
                 self._carry(self._session.failed(error))
         else:
@@ -235,7 +237,7 @@ class Worker:
                     self._stream.send(message)
                 case Joined():
                     self._joined()
-                case Compute():
+                case Compute() | Prepare():
                     assert self._stream is not None
                     self._next = (effect, self._stream)
                 case Dial(wait_s, reason, first):

@@ -3,11 +3,12 @@
 The worker holds the present version whole and fills the next one chunk by chunk. A Work message says that the next
 version is whole, and what to compute from it. A version that is being computed from is left alone until it is given
 back, whatever comes in meanwhile; so there are two arrays, and a third one where a computation takes longer than the
-others' step.
+others' step. While the next version comes in, its first layers can be used already: they are its front.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,13 @@ class Task:
     ranges: tuple[Range, ...]
 
 
+class Front(NamedTuple):
+    """Layers of a version that is not whole yet. Unless the first is among them, they follow on the front before."""
+
+    parameters: Array  # flat
+    layers: range  # that have come; 0 is layer 2
+
+
 class Following:
     """The versions of one job's parameters as they come in.
 
@@ -47,6 +55,8 @@ class Following:
     def __init__(self, spec: job_pb2.JobSpec, chunk_elements: int) -> None:
         layout = Layout.from_spec(spec)
         self._dtype = layout.dtype
+        self._layer_ends = [part.stop for part in layout.layer_slices]
+        self._told = (0, 0)  # of which content there was a front, and how many layers of it
         self._chunking = Chunking(layout.num_parameters, chunk_elements)
         self._steps = _Versions(self._chunking, layout.dtype)
         self._master = _Versions(self._chunking, layout.dtype) if bfloat16.travels(spec) else self._steps
@@ -64,6 +74,23 @@ class Following:
             bfloat16.unpack(np.frombuffer(chunk.data, bfloat16.DTYPE), self._steps.place(chunk))
         else:
             self._master.place(chunk)[...] = np.frombuffer(chunk.data, self._dtype)
+
+    def front(self) -> Front | None:
+        """Return the layers that have come since this was last asked; None if there are none, or all have."""
+        incoming = self._steps.front
+        if incoming is None:
+            return None
+        told = self._told[1] if self._told[0] == self._steps.content else 0
+        num_layers = bisect_right(self._layer_ends, self._steps.num_front_elements)
+        if num_layers <= told:
+            return None
+        self._told = self._steps.content, num_layers
+        return Front(incoming, range(told, num_layers))
+
+    @property
+    def fronted(self) -> bool:
+        """Whether the last fronts were of what has become the present version."""
+        return self._told[0] == self._steps.present_content
 
     def work(self, work: training_pb2.Work) -> Task | None:
         """Take in what to do with a version. Return None when that is to wait.
@@ -109,18 +136,34 @@ class _Versions:
         self._incoming: Array | None = None
         self._spare: list[Array] = []
         self._lent: Array | None = None
+        self.content = self.present_content = 0  # another number for all that is written anew
         self.restart()
 
     def restart(self) -> None:
         self._version = -1
         self._incoming_version = -1
         self._arrived: set[int] = set()
+        self._num_front = 0  # chunks
+
+    @property
+    def front(self) -> Array | None:
+        """The next version, while there is something of it, but not all."""
+        return self._incoming if 0 < len(self._arrived) < self._chunking.num_chunks else None
+
+    @property
+    def num_front_elements(self) -> int:
+        """How many of its elements have come, from the first one on."""
+        while self._num_front in self._arrived:
+            self._num_front += 1
+        return self._num_front * self._chunking.chunk_elements
 
     def place(self, chunk: ParameterChunk) -> Array:
         """Return where the values of a chunk go; they count as arrived."""
         if chunk.version != self._incoming_version:
             self._begin(chunk.version)
         assert self._incoming is not None
+        if chunk.chunk_index in self._arrived:
+            self.content += 1
         self._arrived.add(chunk.chunk_index)
         lo, hi = self._chunking.range(chunk.chunk_index)
         return self._incoming[lo:hi]
@@ -134,7 +177,7 @@ class _Versions:
         assert self._incoming is not None
         if self.present is not self._lent:
             self._spare.append(self.present)
-        self.present, self._incoming = self._incoming, None
+        self.present, self._incoming, self.present_content = self._incoming, None, self.content
         self._version = version
         self._incoming_version = -1
         self._arrived.clear()
@@ -154,3 +197,5 @@ class _Versions:
             self._incoming = self._spare.pop() if self._spare else np.empty_like(self.present)
         self._incoming_version = version
         self._arrived.clear()
+        self._num_front = 0
+        self.content += 1

@@ -1,9 +1,8 @@
-"""Sums the gradients of shards to the top nodes of a worker's ranges, part by part, under the backward pass.
+"""Sums the gradients of shards to the top nodes of a worker's ranges, part by part, while they are computed.
 
 A part of the flat vector is one or more bands (lockstep_worker.bands), at the last of which a chunk can go out. Each
 part has its own tree: as soon as two siblings have a part, it is added into the left one's buffer, whichever thread
-comes second. What reaches a top node completes chunks from the end of the vector to its beginning, and they are handed
-out at once.
+comes second. What reaches a top node completes chunks, in the order of the vector, and they are handed out at once.
 
 Where values travel as bfloat16 (lockstep_proto.bfloat16), a part is rounded whenever it is made: when it comes from a
 shard, with all its rows summed in the job's dtype, and after every addition of two parts.
@@ -65,7 +64,7 @@ class NodeSums:
         return gradient
 
     def band_done(self, node: Node, band: int, gradient: Gradient, sums: Sums) -> None:
-        """Take in one band of a node's value, after all later ones; rounded already unless the node is a leaf."""
+        """Take in one band of a node's value, after all earlier ones; rounded already unless the node is a leaf."""
         number = self._part_of_band.get(band)
         if number is None:
             return
@@ -121,15 +120,15 @@ class _Part(NamedTuple):
 
 
 def _parts(bands: Sequence[slice], chunking: Chunking) -> list[_Part]:
-    """Return the parts, the last one of the vector first: so they are computed."""
+    """Return the parts in the order of the vector: so they are computed."""
     parts = []
-    stop, chunks_left = chunking.num_parameters, chunking.num_chunks
-    for band in range(len(bands) - 1, -1, -1):
-        start = bands[band].start
-        first = -(-start // chunking.chunk_elements)
-        if first < chunks_left:
-            parts.append(_Part(band, slice(start, stop), range(chunks_left - 1, first - 1, -1)))
-            stop, chunks_left = start, first
+    start = first = 0
+    for number, band in enumerate(bands):
+        whole = band.stop == chunking.num_parameters
+        end = chunking.num_chunks if whole else band.stop // chunking.chunk_elements
+        if end > first:
+            parts.append(_Part(number, slice(start, band.stop), range(first, end)))
+            start, first = band.stop, end
     return parts
 
 

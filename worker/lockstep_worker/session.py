@@ -3,7 +3,8 @@
 An event in (a message came, a computation is done, time passed, the stream broke), a list of effects out. Times come
 with the events, in seconds. Every stream begins with a hello, and the worker begins on it as a newcomer.
 
-One computation runs at a time; newer work makes it superseded, which whoever computes looks at between shards.
+One computation runs at a time; newer work makes it superseded, which whoever computes looks at between shards. While
+there is none, the step that most likely comes next is begun with the layers that have come of its version.
 """
 
 from collections import deque
@@ -17,7 +18,7 @@ from lockstep_proto import failpoints
 from lockstep_proto.codec import ParameterChunk
 from lockstep_proto.v1 import job_pb2, service_pb2, training_pb2
 from lockstep_worker.errors import DataError, WorkerError
-from lockstep_worker.following import Following, ProtocolError, Task
+from lockstep_worker.following import Following, Front, ProtocolError, Task
 
 HEARTBEATS_PER_LEASE = 4  # three may be lost or late before the other end takes this one for dead
 REDIAL_S = (0.1, 0.2, 0.5, 1.0, 2.0)  # waits between attempts; the last one repeats
@@ -52,6 +53,15 @@ class Compute:
     task: Task
     parameters: npt.NDArray[Any]
     round: int
+    prepared: bool  # whether what was prepared last is of this version
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepare:
+    """Go through the first layers of the step that most likely comes next, and then say `computed` or `failed`."""
+
+    job: Job
+    front: Front
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +82,7 @@ class End:
     refused: bool = False  # the server will not have this worker again
 
 
-Effect = Send | Joined | Compute | Dial | End
+Effect = Send | Joined | Compute | Prepare | Dial | End
 _NOTHING: Sequence[Effect] = ()
 _HEARTBEAT = Send(training_pb2.WorkerMessage(heartbeat=training_pb2.Heartbeat()).SerializeToString())
 
@@ -94,7 +104,7 @@ class Session:
         self._position: tuple[int, training_pb2.WorkKind.ValueType] | None = None  # version and kind of the round
         self._round = 0
         self._waiting: deque[Task] = deque()
-        self._computing: Compute | None = None
+        self._computing: Compute | Prepare | None = None
 
     @property
     def period_s(self) -> float:
@@ -124,7 +134,7 @@ class Session:
             if isinstance(message, ParameterChunk):
                 failpoints.hit("worker.chunk")
                 self._welcome_first().chunk(message)
-                return _NOTHING
+                return self._next()
             match message.WhichOneof("kind"):
                 case "work":
                     return self._work(message.work)
@@ -141,7 +151,7 @@ class Session:
     def computed(self) -> Sequence[Effect]:
         """The computation is done, or was left off because it was superseded."""
         computation, self._computing = self._computing, None
-        self._useful |= computation is not None and not self.superseded(computation)
+        self._useful |= isinstance(computation, Compute) and not self.superseded(computation)
         if self._following is not None:
             self._following.give_back()
         return _NOTHING if self._ended else self._next()
@@ -150,7 +160,7 @@ class Session:
         """The computation failed: the server is told, and this worker ends. Another one may do better."""
         if self._ended:
             return _NOTHING
-        step = f" step {self._computing.task.version}" if self._computing is not None else ""
+        step = f" step {self._computing.task.version}" if isinstance(self._computing, Compute) else ""
         words = f"cannot compute{step}: {_in_words(error)}"
         error_type = error.error_type if isinstance(error, DataError) else service_pb2.ERROR_TYPE_INTERNAL
         failure = training_pb2.WorkerFailure(message=f"a worker {words}", error_type=error_type)
@@ -168,7 +178,7 @@ class Session:
         first = self._num_failed == 0
         self._num_failed += 1
         self._opened_s = None
-        self._useful = False
+        self._welcomed = self._useful = False
         self._begin_round(None)
         return [Dial(wait_s, reason, first)]
 
@@ -223,13 +233,15 @@ class Session:
         self._waiting.clear()
 
     def _next(self) -> Sequence[Effect]:
-        if self._computing is not None or not self._waiting:
+        job, following = self._job, self._following
+        if self._computing is not None or job is None or following is None:
             return _NOTHING
-        assert self._job is not None
-        assert self._following is not None
-        task = self._waiting.popleft()
-        self._computing = Compute(self._job, task, self._following.lend(task.kind), self._round)
-        return [self._computing]
+        if self._waiting:
+            task, prepared = self._waiting.popleft(), following.fronted
+            self._computing = Compute(job, task, following.lend(task.kind), self._round, prepared)
+        elif self._welcomed and (front := following.front()) is not None:
+            self._computing = Prepare(job, front)
+        return _NOTHING if self._computing is None else [self._computing]
 
     def _say(self, message: training_pb2.WorkerMessage) -> Sequence[Effect]:
         return [Send(message.SerializeToString())] if self._opened_s is not None else _NOTHING

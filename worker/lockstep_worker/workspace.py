@@ -41,6 +41,12 @@ class Block:
         self.d = [rows(f"d{i}", units[i]) for i in layers]
         scratch = rows("scratch", max(units)).reshape(-1)
         self.t = [scratch[: num_rows * n].reshape(num_rows, n) for n in units]
+        more = [rows("more", max(units)).reshape(-1)] if not all(s.in_place for s in network.activations) else []
+        # what σ' takes as z: where that needs no z, scratch, for ΔW^l needs it
+        self.s = [
+            self.z[i] if network.activations[i].in_place else more[0][: num_rows * n].reshape(num_rows, n)
+            for i, n in enumerate(units)
+        ]
         # random numbers are float32 whatever the dtype
         self.u = [scratch.view(np.float32)[: num_rows * n].reshape(num_rows, n) for n in units]
 
