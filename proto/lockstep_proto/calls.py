@@ -56,6 +56,7 @@ class _Connection(ABC):
         self._incoming = Incoming(allocate, max_message_bytes)
         self.outgoing = Outgoing()
         self.buffer = self._incoming.buffer
+        self.wanted = self._incoming.wanted
         self._encoder, self._decoder = hpack.Encoder(), hpack.Decoder()
         self._block: tuple[Frame, bytes] | None = None  # HEADERS whose continuation is to come
         self._stream = 0  # of the present call

@@ -48,9 +48,18 @@ class Incoming:
 
     def buffer(self) -> memoryview:
         """Return where the next bytes go."""
-        if self._left and self._message is not None and not self._skips:
+        if self._takes_rest and self._message is not None:
             return self._message[self._at : self._at + self._left]
         return self._buffer[self._end :]
+
+    def wanted(self) -> int:
+        """Return how many bytes will come at least; there is nothing to do with a part of them."""
+        return len(self.buffer()) if self._takes_rest else 1
+
+    @property
+    def _takes_rest(self) -> bool:
+        """Whether the next bytes go to where the message is to lie."""
+        return self._left > 0 and self._message is not None and not self._skips
 
     def received(self, num_bytes: int) -> Iterable[Frame | memoryview]:
         """Take in bytes. Return the frames and messages that they complete, to be gone through once.
@@ -58,7 +67,7 @@ class Incoming:
         Raises ConnectionBrokenError, here or on the way.
         """
         items: list[Frame | memoryview] = []
-        if self._left and self._message is not None and not self._skips:
+        if self._takes_rest:
             self._filled(num_bytes, items)
             return self._others(items)
         self._end += num_bytes

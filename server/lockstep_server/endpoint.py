@@ -24,6 +24,7 @@ PATH = channels.EXCHANGE_PATH
 log = logging.getLogger(__name__)
 BACKLOG = 128
 ACCEPT_S = 1.0  # a listener that the system gives no connection, for want of files, say, waits so long
+AT_ONCE_BYTES = 1 << 16  # of the rest of a message are waited for: a slow network brings little at a time
 ENOUGH_BYTES = 1 << 18  # given to the system at once where there are more messages than one
 IDLE_S = 5.0  # a connection without a call is closed after this: a worker begins one at once, and has one
 Observe = Callable[[str, str, float], None]  # method, status, seconds
@@ -93,6 +94,7 @@ class _Connection:
         self._opened_s = 0.0
         self._flushing = self._waits_for_room = self._is_closed = False
         self._listens = True
+        self._least_bytes = 1  # that have come when the socket is read
         self._loop.add_reader(connected, self._read)
         self._loop.call_later(IDLE_S, self._close_if_idle)
         self.filled()
@@ -170,7 +172,13 @@ class _Connection:
             self.end(StatusCode.UNKNOWN, f"a defect: {error!r}")
         if self._call.outgoing.buffers:  # answers of the connection itself
             self.filled()
+        self._wait_for(min(self._call.wanted(), AT_ONCE_BYTES))
         self._writes.end()
+
+    def _wait_for(self, num_bytes: int) -> None:
+        if num_bytes != self._least_bytes and not self._is_closed:
+            self._least_bytes = num_bytes
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, num_bytes)
 
     def _happened(self, event: Opened | HalfClosed | Ended) -> None:
         match event:

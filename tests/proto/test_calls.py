@@ -46,6 +46,7 @@ def read(end, data, piece=lambda: 1 << 30):
     events = []
     while data:
         buffer = end.buffer()
+        assert 1 <= end.wanted() <= min(len(buffer), len(data)), "who waits for so many bytes gets them"
         size = min(len(buffer), len(data), piece())
         buffer[:size] = data[:size]
         data = data[size:]
@@ -81,6 +82,20 @@ def test_messages_arrive_whole_and_in_order_however_the_bytes_are_cut(seed, most
         far.send(message)
     far.end(StatusCode.UNAVAILABLE, "100 % dürr")
     assert exchange(near, far, piece)[0] == [*messages, Ended(StatusCode.UNAVAILABLE, "100 % dürr")]
+
+
+def test_the_rest_of_a_message_is_worth_waiting_for():
+    near, far = client(), server()
+    exchange(near, far)
+    near.send(bytes(200_000))
+    data = written(near)
+    assert far.wanted() == 1
+    buffer = far.buffer()
+    buffer[:1000] = data[:1000]
+    assert far.received(1000) == []
+    assert far.wanted() == len(data) - 1000
+    assert read(far, data[1000:]) == [bytes(200_000)]
+    assert far.wanted() == 1
 
 
 def test_a_call_that_is_refused_has_no_messages_and_another_may_follow():

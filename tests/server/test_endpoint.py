@@ -47,11 +47,16 @@ class Worker:
         self._call = ClientCall("host", PATH, lambda num_bytes: memoryview(bytearray(num_bytes)), 1 << 20)
 
     def say(self, *messages):
+        self.socket.sendall(self.encoded(*messages))
+
+    def encoded(self, *messages):
+        """What is written to the socket."""
         for message in messages:
             self._call.send(message)
         outgoing = self._call.outgoing
-        self.socket.sendall(b"".join(map(bytes, outgoing.buffers)))
-        outgoing.sent(outgoing.num_bytes)
+        data = b"".join(map(bytes, outgoing.buffers))
+        outgoing.sent(len(data))
+        return data
 
     async def hears(self, message):
         """Wait until a message has come."""
@@ -106,3 +111,30 @@ def test_who_is_not_listened_to_is_not_read_from_until_it_is_again(play):
         await conversation.hears(b"one", b"two", b"three")
 
     play(scene)
+
+
+def test_a_large_message_is_taken_in_when_much_of_its_rest_has_come(play, monkeypatch):
+    """The least amounts that a reader waits for are counted as they are told to the system."""
+    told, setting = [], socket.socket.setsockopt
+
+    def counted(self, level, option, value):
+        if option == socket.SO_RCVLOWAT:
+            told.append(value)
+        setting(self, level, option, value)
+
+    monkeypatch.setattr(socket.socket, "setsockopt", counted)
+    large = bytes(50_000)  # within the window that a connection begins with
+
+    async def scene(slow, other):
+        worker, conversation = slow
+        data = worker.encoded(large)
+        worker.socket.sendall(data[:1000])
+        other[0].say(b"meanwhile")
+        await other[1].hears(b"meanwhile")
+        worker.socket.sendall(data[1000:])
+        worker.say(b"small")
+        await conversation.hears(large, b"small")
+
+    play(scene)
+    assert max(told) > 10_000, "a frame is as large as that at first"
+    assert told[-1] == 1, "small messages are read at once"

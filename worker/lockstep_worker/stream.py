@@ -38,9 +38,9 @@ class Stream:
         if self._socket is None:
             self._dial()
         assert self._socket is not None
-        buffer = self._call.buffer()
+        buffer, all_of_it = self._call.buffer(), socket.MSG_WAITALL if self._call.wanted() > 1 else 0
         try:
-            num_bytes = self._socket.recv_into(buffer, 0, 0 if wait else socket.MSG_DONTWAIT)
+            num_bytes = self._socket.recv_into(buffer, 0, all_of_it if wait else socket.MSG_DONTWAIT)
         except BlockingIOError:
             self.drained = True
             return
