@@ -99,8 +99,8 @@ class SyntheticWorker:
         self._at_step(work.version)
         for part in work.ranges:
             for node in tree.top_nodes(part.lo, part.hi, self._num_shards):
-                for index in reversed(range(len(self._chunks))):
-                    chunk = NodeChunk(work.attempt, work.version, node, index, ONE_ROW, 0.0, self._chunks[index])
+                for index, values in enumerate(self._chunks):
+                    chunk = NodeChunk(work.attempt, work.version, node, index, ONE_ROW, 0.0, values)
                     self._to_send.append(chunk)
 
 

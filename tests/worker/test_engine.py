@@ -232,6 +232,15 @@ def test_other_work_in_between_undoes_what_was_prepared():
     assert ahead.answer(1) == Ahead().answer(1)
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_overflows_on_the_way_is_the_servers_to_judge():
+    ahead = Ahead()
+    ahead.answer(0)
+    largest = np.finfo(ahead.layout.dtype).max
+    parameters = np.full(ahead.layout.num_parameters, largest, ahead.layout.dtype)
+    ahead.engine.prepare(Front(parameters, range(2)))
+
+
 def test_before_the_first_step_there_is_nothing_to_prepare(monkeypatch):
     ahead, shapes = Ahead(), products(monkeypatch)
     ahead.prepare(0, (0, 1))

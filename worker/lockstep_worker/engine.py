@@ -87,7 +87,7 @@ class Engine:
     def prepare(self, front: Front) -> None:
         """Begin the step that most likely comes next with the layers that have come of its parameters."""
         views = self._views_of(front.parameters)
-        self._side_by_side([partial(backprop.go_ahead, views, front.layers) for backprop in self._backprops])
+        self._side_by_side([partial(_go_ahead, backprop, views, front.layers) for backprop in self._backprops])
 
     def forget(self) -> None:
         """Take note that what was prepared is not of the version that is computed from next."""
@@ -247,6 +247,11 @@ class Engine:
 def _go_through(share: Iterator[None]) -> None:
     for _ in share:
         pass
+
+
+@np.errstate(all="ignore")
+def _go_ahead(backprop: Backprop, views: Views, layers: range) -> None:
+    backprop.go_ahead(views, layers)
 
 
 def _shards(task: Task) -> list[int]:
