@@ -112,7 +112,11 @@ def drive(workers: Sequence[SyntheticWorker], server: str) -> None:
         while away or working:
             while away:
                 worker = away.pop()
-                working[worker.dial(server)] = worker
+                try:
+                    number = worker.dial(server)
+                except CallEndedError:  # the server has gone
+                    continue
+                working[number] = worker
                 ready.register(worker.stream, select.EPOLLIN)
             alone = len(working) == 1  # then it waits as workers do, without the cost of asking who is ready
             for number in list(working) if alone else [number for number, _ in ready.poll(0 if sending else None)]:

@@ -86,7 +86,11 @@ if not typing.TYPE_CHECKING:
         "Violation": "lockstep_proto.reader",
     }
 
+    _SUBMODULES = {module.removeprefix("lockstep.") for module in _MODULES.values() if module.startswith("lockstep.")}
+
     def __getattr__(name: str) -> object:
+        if name in _SUBMODULES:
+            return importlib.import_module(f"lockstep.{name}")
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)

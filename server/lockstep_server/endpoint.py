@@ -172,8 +172,8 @@ class _Connection:
             self.end(StatusCode.UNKNOWN, f"a defect: {error!r}")
         if self._call.outgoing.buffers:  # answers of the connection itself
             self.filled()
-        self._wait_for(min(self._call.wanted(), AT_ONCE_BYTES))
         self._writes.end()
+        self._wait_for(min(self._call.wanted(), AT_ONCE_BYTES))
 
     def _wait_for(self, num_bytes: int) -> None:
         if num_bytes != self._least_bytes and not self._is_closed:

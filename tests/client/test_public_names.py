@@ -54,6 +54,11 @@ def public(names: object) -> set[str]:
     return {name for name, value in vars(names).items() if name[0] != "_" and not isinstance(value, types.ModuleType)}
 
 
+def test_modules_are_attributes_whatever_was_used_before() -> None:
+    program = "import lockstep; print(lockstep.errors.NotFoundError is lockstep.NotFoundError, hasattr(lockstep, 'x'))"
+    assert printed(program).split() == ["True", "False"]
+
+
 def test_all_is_the_public_surface() -> None:
     assert {name for name in PUBLIC if hasattr(lockstep, name)} == set(lockstep.__all__) == PUBLIC == public(lockstep)
     assert lockstep.__all__ == sorted(lockstep.__all__)

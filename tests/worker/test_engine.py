@@ -10,7 +10,7 @@ from lockstep_proto.codec import NodeChunk
 from lockstep_proto.layout import Layout
 from lockstep_proto.spec import read_spec, to_dict
 from lockstep_proto.v1 import training_pb2
-from lockstep_worker import stacking
+from lockstep_worker import shares, stacking
 from lockstep_worker.engine import Engine
 from lockstep_worker.following import Front, Task
 from lockstep_worker.shard import Shard
@@ -239,6 +239,25 @@ def test_what_overflows_on_the_way_is_the_servers_to_judge():
     largest = np.finfo(ahead.layout.dtype).max
     parameters = np.full(ahead.layout.num_parameters, largest, ahead.layout.dtype)
     ahead.engine.prepare(Front(parameters, range(2)))
+
+
+@pytest.fixture
+def threads_for_small_steps(monkeypatch):
+    shares.parts.cache_clear()
+    monkeypatch.setattr(shares, "SMALL_MULTIPLICATIONS", 0)
+    yield
+    shares.parts.cache_clear()
+
+
+@pytest.mark.usefixtures("threads_for_small_steps")
+def test_threads_that_have_no_part_any_more_prepare_nothing(monkeypatch):
+    ahead = Ahead(num_cpus=2)
+    ahead.answer(0)
+    ahead.ranges = ((0, 1),)
+    ahead.answer(1)
+    shapes = products(monkeypatch)
+    ahead.prepare(2, (0, 1))
+    assert shapes == [((16, 6), (6, 12))]
 
 
 def test_before_the_first_step_there_is_nothing_to_prepare(monkeypatch):

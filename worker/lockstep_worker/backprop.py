@@ -221,9 +221,13 @@ class Backprop:
 
     def take_ahead(self, batches: Sequence[Batch]) -> None:
         """Take the rows that `gradient` or `node` will most likely be asked for next, of one block at most each."""
-        num_rows = batches[0].num_rows
-        if 0 < num_rows <= BLOCK_ROWS:
-            self._ahead = self._rows(batches, 0, num_rows)
+        num_rows = batches[0].num_rows if batches else 0
+        self._ahead = self._rows(batches, 0, num_rows) if 0 < num_rows <= BLOCK_ROWS else None
+
+    @property
+    def has_rows_ahead(self) -> bool:
+        """Whether rows were taken that nothing was asked of yet."""
+        return self._ahead is not None
 
     def go_ahead(self, parameters: Views, layers: range) -> None:
         """Let the rows taken ahead go through some layers, the first ones (0 is layer 2) or those that follow on them.

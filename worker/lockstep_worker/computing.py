@@ -17,7 +17,7 @@ class Computing:
     def __init__(self, make_engine: Callable[[Job], Engine]) -> None:
         self._make_engine = make_engine
         self._engine: tuple[Job, Engine] | None = None
-        self._lasted_s: dict[int | None, float] = {}  # by the kind of work; its shards change rarely
+        self._lasted_s: dict[int | range, float] = {}  # by the kind of work, or layers; its shards change rarely
 
     def is_long(self, computation: Compute | Prepare) -> bool:
         """Whether a computation is likely to last long: the last one of its kind did, or there was none."""
@@ -53,5 +53,5 @@ class Computing:
         return self._engine[1]
 
 
-def _kind(computation: Compute | Prepare) -> int | None:
-    return computation.task.kind if isinstance(computation, Compute) else None
+def _kind(computation: Compute | Prepare) -> int | range:
+    return computation.task.kind if isinstance(computation, Compute) else computation.front.layers

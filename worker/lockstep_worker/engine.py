@@ -87,7 +87,8 @@ class Engine:
     def prepare(self, front: Front) -> None:
         """Begin the step that most likely comes next with the layers that have come of its parameters."""
         views = self._views_of(front.parameters)
-        self._side_by_side([partial(_go_ahead, backprop, views, front.layers) for backprop in self._backprops])
+        ahead = [backprop for backprop in self._backprops if backprop.has_rows_ahead]
+        self._side_by_side([partial(_go_ahead, backprop, views, front.layers) for backprop in ahead])
 
     def forget(self) -> None:
         """Take note that what was prepared is not of the version that is computed from next."""
@@ -143,10 +144,10 @@ class Engine:
 
     def _take_ahead(self, task: Task, superseded: Callable[[], bool]) -> None:
         """Take the rows of the step that most likely comes next, while the server works."""
-        if self._batches.rows_per_shard is None or superseded():
-            return
-        ahead = self._batches.ahead(task, self._parts(task).firsts)
-        for backprop, batches in zip(self._backprops, ahead, strict=False):
+        known = self._batches.rows_per_shard is not None and not superseded()
+        ahead = self._batches.ahead(task, self._parts(task).firsts) if known else []
+        none = [list[Batch]()] * (len(self._backprops) - len(ahead))
+        for backprop, batches in zip(self._backprops, [*ahead, *none], strict=True):
             backprop.take_ahead(batches if self._stacks(batches) else batches[:1])
 
     def _views_of(self, parameters: Array) -> Views:
