@@ -107,7 +107,15 @@ def ray():
     os.environ["RAY_AUTH_MODE"] = "disabled"
     import ray
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    failed: list[Exception] = []  # with its processes, which are ended with this one
+    while True:
+        try:
+            ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+            break
+        except Exception as error:  # of 300 starts two failed: some of Ray's processes ended as they began
+            failed.append(error)
+            if len(failed) == 3:
+                raise
     yield ray
     ray.shutdown()
 
