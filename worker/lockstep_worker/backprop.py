@@ -229,10 +229,10 @@ class Backprop:
         """Whether rows were taken that nothing was asked of yet."""
         return self._ahead is not None
 
-    def go_ahead(self, parameters: Views, layers: range) -> None:
+    def prepare(self, parameters: Views, layers: range) -> None:
         """Let the rows taken ahead go through some layers, the first ones (0 is layer 2) or those that follow on them.
 
-        Unless `go_back` is called before, the next `gradient` or `node` must have the same parameters.
+        Unless `forget` is called before, the next `gradient` or `node` must have the same parameters.
         """
         rows = self._ahead
         if rows is not None and layers.start <= rows.num_layers:
@@ -240,7 +240,7 @@ class Backprop:
             self._go_through(rows, parameters, layers, streams)
             rows.num_layers = layers.stop
 
-    def go_back(self) -> None:
+    def forget(self) -> None:
         """Let them begin again."""
         if self._ahead is not None:
             self._ahead.num_layers = 0

@@ -88,12 +88,12 @@ class Engine:
         """Begin the step that most likely comes next with the layers that have come of its parameters."""
         views = self._views_of(front.parameters)
         ahead = [backprop for backprop in self._backprops if backprop.has_rows_ahead]
-        self._side_by_side([partial(_go_ahead, backprop, views, front.layers) for backprop in ahead])
+        self._side_by_side([partial(_prepare, backprop, views, front.layers) for backprop in ahead])
 
     def forget(self) -> None:
         """Take note that what was prepared is not of the version that is computed from next."""
         for backprop in self._backprops:
-            backprop.go_back()
+            backprop.forget()
 
     def _side_by_side(self, shares: list[Callable[[], None]]) -> None:
         """Do these, the first one in this thread, and each of the others in one of its own."""
@@ -251,8 +251,8 @@ def _go_through(share: Iterator[None]) -> None:
 
 
 @np.errstate(all="ignore")
-def _go_ahead(backprop: Backprop, views: Views, layers: range) -> None:
-    backprop.go_ahead(views, layers)
+def _prepare(backprop: Backprop, views: Views, layers: range) -> None:
+    backprop.prepare(views, layers)
 
 
 def _shards(task: Task) -> list[int]:

@@ -140,7 +140,8 @@ class Worker:
                 superseded = partial(self._session.superseded, computation)
                 self._computing.carry_out(computation, stream.encode, send, superseded)
         except Exception as error:
-            logger.exception("cannot compute")
+            step = "what comes next" if isinstance(computation, Prepare) else f"step {computation.task.version}"
+            logger.exception("cannot compute %s", step)
             with self._lock:
                 self._carry(self._session.failed(error))
         else:
