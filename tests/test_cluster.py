@@ -2,11 +2,13 @@
 
 import threading
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
 import lockstep
+from lockstep_worker.exchange import Worker
 from tests import plain_loop
 from tests.plain_loop import Digests, Settings
 from tests.test_same_bits import spec_of
@@ -84,6 +86,16 @@ def test_pause_and_resume_leave_no_trace():
         job.stop()
         assert job.wait(timeout_s=120).digest == Digests(endless, X, Y)[job.step]
         assert job.history.steps["step"] == list(range(job.step))
+
+
+def test_a_worker_that_was_away_when_its_job_ended_or_was_deleted_ends_when_it_is_back():
+    short = replace(SETTINGS, epochs=1)
+    with lockstep.LocalCluster(1) as client:
+        job = submit(client, short).wait(timeout_s=120)
+        late = partial(Worker, "late", job.id, client.address, num_cpus=1, training=None, validation=None)
+        assert late().run() == "the job has ended"
+        job.delete()
+        assert late().run() == "the job has ended"
 
 
 def test_two_jobs_side_by_side(expected):

@@ -116,7 +116,10 @@ class Host:
             numerics=self.numerics,
             metrics=Metrics(),
         )
-        exchange = Exchange(lambda job_id: self.run if job_id == "job" else None)
+        exchange = Exchange(
+            find_run=lambda job_id: self.run if job_id == "job" and not self.run.training.ended else None,
+            has_ended=lambda job_id: job_id == "job" and self.run.training.ended,
+        )
         self.endpoint = Endpoint(exchange, "127.0.0.1", 0, self.observe)
         self.endpoint.start()
         return f"127.0.0.1:{self.endpoint.port - 1}"  # the server's own; workers come to the one after it
@@ -170,6 +173,13 @@ def test_workers_train_a_job_to_its_end_and_hear_of_it(cpus, shares_memory, expe
         assert [future.result(WAIT_S) for future in futures] == ["the job has ended"] * len(cpus)
         assert host.listener.outcome.stop_reason == service_pb2.STOP_REASON_EPOCHS
         assert all(record.compute_s > 0 for record in host.listener.steps)
+
+
+def test_a_worker_that_comes_after_the_end_hears_of_it(expected):
+    with Host() as host:
+        host.worker("a")
+        assert host.digest == expected
+        assert host.worker("b")[1].result(WAIT_S) == "the job has ended"
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ With --late it is a worker as most systems have it: it computes the whole gradie
 """
 
 import argparse
+import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -47,7 +49,7 @@ def noise(num_rows: int, num_inputs: int, num_outputs: int) -> Callable[[int], S
 
 
 def main() -> None:
-    """Be one worker until the job ends."""
+    """Be one worker until the job or the input ends."""
     parser = argparse.ArgumentParser()
     for name in ("server", "job", "worker"):
         parser.add_argument(f"--{name}", required=True)
@@ -61,7 +63,14 @@ def main() -> None:
     worker = exchange.Worker(
         options.worker, options.job, options.server, num_cpus=options.cpus, training=shards, validation=shards
     )
+    threading.Thread(target=_leave_with_parent, args=[worker], daemon=True).start()
     worker.run()
+
+
+def _leave_with_parent(worker: exchange.Worker) -> None:
+    while os.read(0, 4096):  # not sys.stdin, whose lock the interpreter's end waits for
+        pass
+    worker.leave()
 
 
 if __name__ == "__main__":

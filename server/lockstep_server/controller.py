@@ -102,7 +102,7 @@ class Controller:
         self.job_service = JobService(self._jobs, self._describe)
         self.data_service = DataService(self._uploads)
         self.fleet_service = FleetService(self._scheduler)
-        self.exchange = Exchange(self._scheduler.run)
+        self.exchange = Exchange(self._scheduler.run, self._directory.has_ended)
 
     def _tools(self) -> Tools:
         settings = self._settings

@@ -56,6 +56,11 @@ class Directory:
         """The job with this whole id."""
         return self._records.get(job_id)
 
+    def has_ended(self, job_id: str) -> bool:
+        """Whether the job with this whole id will never run again; one that is not known was deleted."""
+        record = self.get(job_id)
+        return record is None or record.ended
+
     def by_request(self, request_id: str) -> JobRecord | None:
         """The job that a request made; a request without an id made none."""
         return next((record for record in self if request_id and record.request_id == request_id), None)

@@ -9,7 +9,7 @@ from grpc import StatusCode
 from lockstep_proto import codec, failpoints
 from lockstep_proto.v1 import training_pb2
 from lockstep_server.outbox import Outbox
-from lockstep_server.run import JobRun
+from lockstep_server.run import JobRun, goodbye
 from lockstep_server.sharing import Sharing
 
 
@@ -27,22 +27,27 @@ class Call(Protocol):
 
 
 class Exchange:
-    """Serves Exchange. `find_run` returns the run of a job, None while it does not run."""
+    """Serves Exchange.
 
-    def __init__(self, find_run: Callable[[str], JobRun | None]) -> None:
+    `find_run` returns the run of a job, None while it does not run; `has_ended` says whether it never will again.
+    """
+
+    def __init__(self, find_run: Callable[[str], JobRun | None], has_ended: Callable[[str], bool]) -> None:
         self._find_run = find_run
+        self._has_ended = has_ended
 
     def open(self, call: Call) -> "Conversation":
         """Begin a conversation."""
-        return Conversation(self._find_run, call)
+        return Conversation(self._find_run, self._has_ended, call)
 
 
 class Conversation:
     """One worker's messages, from its hello on."""
 
-    def __init__(self, find_run: Callable[[str], JobRun | None], call: Call) -> None:
+    def __init__(self, find_run: Callable[[str], JobRun | None], has_ended: Callable[[str], bool], call: Call) -> None:
         self.outbox = Outbox(call.filled, call.listen)
         self._find_run = find_run
+        self._has_ended = has_ended
         self._call = call
         self._run: JobRun | None = None
         self._worker_id = ""
@@ -79,7 +84,7 @@ class Conversation:
                 self._run.gone(self._worker_id, self.outbox)
 
     def _begin(self, first: codec.NodeChunk | training_pb2.WorkerMessage) -> None:
-        """Let the worker in. One whose job does not run yet, or any more, is told to dial again."""
+        """Let the worker in. One whose job does not run now is told to dial again, one whose job has ended to end."""
         if isinstance(first, codec.NodeChunk) or first.WhichOneof("kind") != "hello":
             self._refuse(StatusCode.INVALID_ARGUMENT, "the first message must be a hello")
             return
@@ -89,6 +94,10 @@ class Conversation:
             return
         failpoints.hit("server.exchange.hello")
         run = self._find_run(hello.job_id)
+        if run is None and self._has_ended(hello.job_id):
+            self.ended()
+            self.outbox.close(goodbye("the job has ended", refused=False))
+            return
         if run is None:
             self._refuse(StatusCode.UNAVAILABLE, f"job {hello.job_id} does not run now")
             return

@@ -163,7 +163,7 @@ class JobRun:
         refusal = self._refusal(hello)
         if refusal:
             self._listener.event(service_pb2.SEVERITY_WARNING, refusal)
-            outbox.close(_goodbye(refusal, refused=True))
+            outbox.close(goodbye(refusal, refused=True))
             return None
         former = self._outboxes.get(hello.worker_id)
         if former is not None:
@@ -310,17 +310,17 @@ class JobRun:
                 case Dismiss(worker_id, reason, refused):
                     if worker_id in self._outboxes:
                         self._outboxes[worker_id].listen(True)
-                        self._outboxes[worker_id].close(_goodbye(reason, refused=refused))
+                        self._outboxes[worker_id].close(goodbye(reason, refused=refused))
                     self.expelled.add(worker_id)
                     self._listener.gave_up(worker_id)
                 case Ended(outcome):
                     failpoints.hit("server.run.ended")
                     self.close()
                     rewinds = outcome.state == service_pb2.JOB_STATE_RUNNING
-                    goodbye = None if rewinds else _goodbye("the job has ended", refused=False)
+                    last_word = None if rewinds else goodbye("the job has ended", refused=False)
                     for outbox in self._outboxes.values():  # those of workers that were given up, too
                         outbox.listen(True)
-                        outbox.close(goodbye)
+                        outbox.close(last_word)
                     self.measures.count(self.training)
                     self._listener.ended(outcome)
         self._look_in_time()
@@ -344,5 +344,6 @@ class JobRun:
 _HEARTBEAT = training_pb2.ServerMessage(heartbeat=training_pb2.Heartbeat()).SerializeToString()
 
 
-def _goodbye(reason: str, *, refused: bool) -> bytes:
+def goodbye(reason: str, *, refused: bool) -> bytes:
+    """Return the last message to a worker."""
     return training_pb2.ServerMessage(goodbye=training_pb2.Goodbye(reason=reason, refused=refused)).SerializeToString()
