@@ -19,7 +19,7 @@ from lockstep_server.room import own_memory
 
 log = logging.getLogger(__name__)
 NUM_ROOMS = 8  # versions, present, next and on their way, twice; a page takes memory when it is first written to
-SLOTS_BYTES = 32 << 20  # of a worker: two that are further apart than a third of 100 MB send the rest as others do
+SLOTS_BYTES = 128 << 20  # of a worker, so that it may be a gradient of 100 MB ahead of another; as above
 _SEAL_FUTURE_WRITE = 0x10  # of Linux 5.1; fcntl has no name for it
 
 
