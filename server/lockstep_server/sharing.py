@@ -20,6 +20,7 @@ from lockstep_server.room import own_memory
 log = logging.getLogger(__name__)
 NUM_ROOMS = 8  # versions, present, next and on their way, twice; a page takes memory when it is first written to
 SLOTS_BYTES = 128 << 20  # of a worker, so that it may be a gradient of 100 MB ahead of another; as above
+KEPT_BYTES = 32 << 20  # of them; to find those beyond anew takes time, to keep them takes memory of the server
 _SEAL_FUTURE_WRITE = 0x10  # of Linux 5.1; fcntl has no name for it
 
 
@@ -150,6 +151,9 @@ class Sharing:
 
     def _give_back(self, number: int) -> None:
         self._taken.remove(number)
+        if number * self._slot_bytes >= KEPT_BYTES:
+            begin = shared.HEAD_BYTES + number * self._slot_bytes
+            self._slots.map.madvise(mmap.MADV_DONTNEED, begin, self._slot_bytes)
         state = shared.STATES + number
         self._slots.map[state : state + 1] = shared.FREE
 
