@@ -2,7 +2,8 @@
 
 A round measures the floor, then a cluster of two workers with one CPU, then one of one worker with two, each with one
 shard and with four for every CPU. A job's number is the wall time of its later epochs, by the server's clock, over
-their steps: updates, transport and the work between two epochs are in it, start and warm-up are not.
+their steps: updates, transport and the work between two epochs are in it, start and warm-up are not. Of the cores'
+time in these steps a further table says where it went.
 """
 
 import argparse
@@ -15,7 +16,8 @@ import lockstep
 from benchmarks import floor
 from benchmarks.choices import choice, rounds
 from benchmarks.networks import CASES, Case
-from benchmarks.table import Limit, Row, Table
+from benchmarks.spent import Spent, watch
+from benchmarks.table import Limit, Table
 from lockstep.local import ENVIRONMENT
 
 HELP = "milliseconds of one training step, against the bare numpy computation of the same step"
@@ -30,6 +32,10 @@ QUICK = ("--only", "S", "--rounds", "1")
 CLUSTERS = ((2, 1), (1, 2))  # workers, CPUs of each
 NUM_CPUS = 2
 SHARDS = (NUM_CPUS, 4 * NUM_CPUS)
+SPENT_BY = ("the workers' rest", "the server", "idle")  # the cores' time that is not computing
+SPENT = (
+    "The workers' rest is their transport, sums and Python, what Ray does, and what computing takes longer beside it."
+)
 FOUR_TIMES = Limit(1.1, of_ratio=True)  # what more shards may cost
 
 
@@ -47,7 +53,7 @@ def measure(options: argparse.Namespace) -> list[Table]:
             write_data(case, Path(directory))
         for _ in options.rounds:
             _round(cases, Path(directory))
-    return [table for rows in cases.values() for table in (rows.steps, rows.shards)]
+    return [table for rows in cases.values() for table in (rows.steps, rows.spent, rows.shards)]
 
 
 class Rows:
@@ -58,6 +64,11 @@ class Rows:
         self.steps = Table(str(case), "ms a step")
         self.floors = {few: self.steps.add("bare numpy, 2 processes")}
         self.jobs = {(cluster, few): self.steps.add(name_of(cluster), case.limit) for cluster in CLUSTERS}
+        self.spent = Table(f"{case.name}: where the time of {NUM_CPUS} cores goes", "ms a step", note=SPENT)
+        self.computing = self.spent.add("computing as bare numpy does")
+        self._spent = {
+            cluster: [self.spent.add(f"{what}, {name_of(cluster)}") for what in SPENT_BY] for cluster in CLUSTERS
+        }
         self.shards = Table(
             f"{case.name} with {many} shards instead of {few}",
             "ms a step",
@@ -67,6 +78,13 @@ class Rows:
         for cluster in CLUSTERS:
             baseline = self.jobs[cluster, few]
             self.jobs[cluster, many] = self.shards.add(name_of(cluster), FOUR_TIMES, baseline)
+
+    def spent_by(self, cluster: tuple[int, int], spent: Spent) -> None:
+        """Take in what a step takes of the cores, after the arithmetic alone."""
+        beyond = spent.fleet - self.computing.samples[-1]
+        idle = NUM_CPUS * spent.wall - spent.fleet - spent.server
+        for row, ms in zip(self._spent[cluster], (beyond, spent.server, idle), strict=True):
+            row.samples.append(ms)
 
 
 def name_of(cluster: tuple[int, int]) -> str:
@@ -79,18 +97,24 @@ def _round(cases: dict[Case, Rows], data_root: Path) -> None:
     for case, rows in cases.items():
         for shards, row in rows.floors.items():
             row.samples.append(floor.measure(case, ENVIRONMENT, shards))
+        rows.computing.samples.append(NUM_CPUS * rows.floors[SHARDS[0]].samples[-1])
     for cluster in CLUSTERS:
         workers, cpus = cluster
         with lockstep.LocalCluster(workers, cpus_per_worker=cpus, data_root=data_root) as client:
             for case, rows in cases.items():
                 for shards in SHARDS:
-                    _train(client, case, workers, shards, rows.jobs[cluster, shards])
+                    ms, spent = _train(client, case, workers, shards)
+                    rows.jobs[cluster, shards].samples.append(ms)
+                    if shards == SHARDS[0]:
+                        rows.spent_by(cluster, spent)
 
 
-def _train(client: lockstep.Client, case: Case, workers: int, shards: int, row: Row) -> None:
-    job = client.submit(case.spec(workers=workers, shards=shards, data=f"{case.name}.npz")).wait()
-    row.samples.append(ms_a_step(job, case))
+def _train(client: lockstep.Client, case: Case, workers: int, shards: int) -> tuple[float, Spent]:
+    job = client.submit(case.spec(workers=workers, shards=shards, data=f"{case.name}.npz"))
+    spent = watch(client.watch(job.id), case)
+    ms = ms_a_step(job.wait(), case)
     job.delete()
+    return ms, spent
 
 
 def ms_a_step(job: lockstep.Job, case: Case) -> float:

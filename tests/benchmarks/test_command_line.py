@@ -29,12 +29,19 @@ def tables_of(answer: "subprocess.CompletedProcess[str]") -> list[tuple[str, lis
 
 @pytest.mark.cluster
 def test_steps_are_measured_against_the_floor_with_few_and_many_shards() -> None:
-    (title, names, steps), (more_title, more_names, more) = tables_of(run("step", "--only", "S", "--rounds", "1"))
+    tables = tables_of(run("step", "--only", "S", "--rounds", "1"))
+    (title, names, steps), (spent_title, spent_names, spent), (more_title, more_names, more) = tables
     assert title == "S: 64-128-10, batch 256, ms a step"
     assert more_title == "S with 8 shards instead of 2, ms a step"
     assert names == more_names == ["bare numpy, 2 processes", "2 workers with 1 CPU", "1 worker with 2 CPUs"]
     for floor, *product in (steps, more):
         assert 0.01 < floor < min(product), "no step beats its own arithmetic"
+    assert spent_title == "S: where the time of 2 cores goes, ms a step"
+    clusters = [(spent_names[i : i + 3], spent[i : i + 3]) for i in (1, 4)]
+    for (cluster_names, rest), cluster, step in zip(clusters, names[1:], steps[1:], strict=True):
+        assert cluster_names == [f"the workers' rest, {cluster}", f"the server, {cluster}", f"idle, {cluster}"]
+        assert step / 2 < spent[0] + sum(rest) < 8 * step, "both cores' time, of some of these steps"
+        assert rest[1] > 0
 
 
 def test_the_server_is_measured_against_plain_sockets() -> None:
