@@ -14,6 +14,7 @@ from lockstep_server.initial import initial_parameters
 from lockstep_server.training import Training
 from lockstep_worker.engine import Engine
 from lockstep_worker.following import Following
+from tests.messages import read
 from tests.shards import shards_of
 
 
@@ -35,8 +36,12 @@ class Peer:
         )
         self.superseded_by = -1
 
+    def forget(self):
+        self.to_worker.clear()
+        self.following.restart()
+
     def receive(self):
-        message = codec.decode_server_message(self.to_worker.popleft())
+        message = read(self.to_worker.popleft())
         if isinstance(message, ParameterChunk):
             self.following.chunk(message)
             return
@@ -132,9 +137,9 @@ class OneThreadCluster:
                     for worker_id in effect.worker_ids:
                         if worker_id in self.peers:
                             self.peers[worker_id].to_worker.append(effect.message)
-                            self.num_bytes_down += len(effect.message)
+                            self.num_bytes_down += effect.num_bytes
                 case Forget(worker_id):
-                    self.peers[worker_id].to_worker.clear()
+                    self.peers[worker_id].forget()
                 case Listen(worker_id, listens):
                     (self.held.discard if listens else self.held.add)(worker_id)
                 case Dismiss(worker_id):
@@ -150,4 +155,4 @@ class OneThreadCluster:
 
     @property
     def parameters(self):
-        return self.training.update.parameters.flat()
+        return self.training.update.parameters

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from lockstep_proto import codec, shared
-from lockstep_proto.codec import NodeChunk, Reference, Sums
+from lockstep_proto.codec import NodeChunk, ParameterChunk, Reference, Sums
 from lockstep_server import sharing
-from lockstep_server.sharing import NUM_ROOMS, Rooms
+from lockstep_server.sharing import MOST_LENT, Rooms
 from lockstep_worker.sharing import Memory
 
 MACHINE = "here"
@@ -23,22 +23,31 @@ pytestmark = pytest.mark.skipif(not shared.machine(), reason="this system has no
 class Ends:
     """The memory of one stream, from the server's end and from the worker's."""
 
-    def __init__(self, most_lent=100):
+    def __init__(self):
         self.rooms = Rooms(MACHINE)
         self.rooms.room(NUM_BYTES)  # the first one
-        self.sharing = self.rooms.share(MACHINE, NUM_BYTES, most_lent)
+        self.join()
+
+    def join(self):
+        """Let another worker in, or the same one again."""
+        self.sharing = self.rooms.share(MACHINE, NUM_BYTES)
         self.worker = Memory(self.sharing.place)
         self.sharing.found()
 
     def version(self, value):
-        """Return the message of a version, all of whose bytes are `value`."""
+        """Return the memory of a version, all of whose bytes are `value`."""
         room = self.rooms.room(NUM_BYTES)
         room[:] = bytes([value]) * NUM_BYTES
         return room.toreadonly()
 
-    def send(self, message):
-        """Send a message to the worker. Return what it sees there."""
-        return self.worker.message(codec.read_reference(self.sharing.refer(message)))
+    def number(self, data):
+        """Return the room in which something lies; None if it lies in none."""
+        found = self.rooms.find(data)
+        return found and found[0]
+
+    def lend(self, data):
+        """Lend something to the worker. Return the chunk that comes of it there."""
+        return self.worker.found(ParameterChunk(1, 2, 3, b"", self.sharing.lend(data)))
 
 
 @pytest.fixture
@@ -50,34 +59,51 @@ def chunk(step=1):
     return NodeChunk(1, step, (0, 2), 3, Sums(1.0, 2.0, 3.0), 0.5, VALUES.data)
 
 
+def values(found):
+    """Return the bytes of a chunk's values, where they lie."""
+    return found.data[found.place.offset : found.place.offset + found.place.num_bytes]
+
+
 # Parameters.
 
 
-def test_a_message_is_read_where_the_server_has_made_it(ends):
-    message = ends.version(7)
-    seen = ends.send(message)
-    assert seen == message
-    assert seen.readonly
+def test_a_chunk_is_read_where_the_server_has_made_it(ends):
+    version = ends.version(7)
+    found = ends.lend(version[100:300])
+    assert found[:3] == (1, 2, 3)
+    assert found.place == Reference(100, 200)
+    assert values(found) == version[100:300]
+    assert np.frombuffer(found.data, np.uint8).ctypes.data % mmap.PAGESIZE == 0
+    assert found.data.readonly
 
 
-def test_a_message_that_was_made_before_the_worker_came_is_read_there_too():
+def test_chunks_of_a_version_lie_in_one_piece_of_memory(ends):
+    version = ends.version(7)
+    addresses = {np.frombuffer(ends.lend(part).data, np.uint8).ctypes.data for part in (version[:500], version[500:])}
+    assert len(addresses) == 1
+
+
+def test_a_version_that_was_made_before_the_worker_came_is_read_there_too():
     rooms = Rooms(MACHINE)
-    message = rooms.room(NUM_BYTES).toreadonly()
-    sharing = rooms.share(MACHINE, NUM_BYTES, 100)
+    version = rooms.room(NUM_BYTES).toreadonly()
+    sharing = rooms.share(MACHINE, NUM_BYTES)
     sharing.found()
-    assert sharing.refer(message) is not message
+    assert sharing.lend(version) == Reference(shared.HEAD_BYTES, NUM_BYTES)
 
 
-def test_a_small_message_goes_through_the_stream(ends):
-    message = ends.version(7)[: shared.LEAST_BYTES - 1]
-    assert ends.sharing.refer(message) is message
+def test_a_small_chunk_of_a_version_that_is_shared_is_lent_too(ends):
+    assert values(ends.lend(ends.version(7)[-4:])) == bytes([7]) * 4
 
 
-def test_nothing_is_referred_to_before_the_worker_has_found_it():
+def test_what_lies_elsewhere_is_not_lent(ends):
+    assert ends.sharing.lend(bytes(NUM_BYTES)) is None
+
+
+def test_nothing_is_lent_before_the_worker_has_found_it():
     rooms = Rooms(MACHINE)
-    message = rooms.room(NUM_BYTES).toreadonly()
-    sharing = rooms.share(MACHINE, NUM_BYTES, 100)
-    assert sharing.refer(message) is message
+    version = rooms.room(NUM_BYTES).toreadonly()
+    sharing = rooms.share(MACHINE, NUM_BYTES)
+    assert sharing.lend(version) is None
     with pytest.raises(ValueError, match="there is no message of 200000 bytes at "):
         sharing.message(Reference(shared.HEAD_BYTES, 200_000))
 
@@ -86,7 +112,7 @@ def test_nothing_is_referred_to_before_the_worker_has_found_it():
 def test_a_worker_on_another_machine_shares_nothing(machine):
     for rooms in (Rooms(MACHINE), Rooms("")):
         rooms.room(NUM_BYTES)
-        assert rooms.share(machine, NUM_BYTES, 100) is None
+        assert rooms.share(machine, NUM_BYTES) is None
 
 
 def test_a_server_that_has_run_out_of_files_shares_nothing_more_with_anybody(monkeypatch):
@@ -97,16 +123,16 @@ def test_a_server_that_has_run_out_of_files_shares_nothing_more_with_anybody(mon
         raise OSError(errno.EMFILE, "too many open files")
 
     monkeypatch.setattr(sharing.os, "memfd_create", refuse)
-    assert rooms.share(MACHINE, NUM_BYTES, 100) is None
+    assert rooms.share(MACHINE, NUM_BYTES) is None
     monkeypatch.undo()
-    assert rooms.share(MACHINE, NUM_BYTES, 100) is None
-    assert rooms.share("", NUM_BYTES, 100) is None
+    assert rooms.share(MACHINE, NUM_BYTES) is None
+    assert rooms.share("", NUM_BYTES) is None
 
 
 def test_nothing_is_shared_for_a_job_whose_messages_are_all_small():
     rooms = Rooms(MACHINE)
     rooms.room(shared.LEAST_BYTES - 1)
-    assert rooms.share(MACHINE, shared.LEAST_BYTES - 100, 100) is None
+    assert rooms.share(MACHINE, shared.LEAST_BYTES - 100) is None
 
 
 def test_a_system_that_makes_no_such_file_is_asked_once(monkeypatch):
@@ -122,39 +148,107 @@ def test_a_system_that_makes_no_such_file_is_asked_once(monkeypatch):
     assert len(rooms.room(NUM_BYTES)) == NUM_BYTES
     monkeypatch.undo()
     rooms.room(NUM_BYTES)
-    assert rooms.share(MACHINE, NUM_BYTES, 100) is None
+    assert rooms.share(MACHINE, NUM_BYTES) is None
     assert told == ["[Errno 22] no seals here"]
     assert len(os.listdir("/proc/self/fd")) == num_files
 
 
-def test_a_version_stays_as_it_is_until_nobody_has_it_and_the_worker_has_read_it(ends):
-    seen = ends.send(ends.version(1))  # the server itself forgets it
-    for value in range(2, 2 + NUM_ROOMS):
-        ends.version(value)
-    assert set(seen) == {1}
-    ends.worker.read()
-    ends.sharing.refer(b"a heartbeat")  # takes note of what was read
-    ends.version(50)
-    assert set(seen) == {50}
+def test_a_version_stays_as_it_is_until_the_server_and_the_worker_have_let_go_of_it(ends):
+    version = ends.version(1)
+    number = ends.number(version)
+    found = ends.lend(version)
+    del version  # the server itself forgets it
+    view = np.frombuffer(found.data, np.float32)[10:20].reshape(2, 5)
+    before = view.copy()
+    del found
+    others = [ends.version(value) for value in range(2, 2 + shared.NUM_ROOMS)]
+    assert number not in map(ends.number, others)
+    np.testing.assert_array_equal(view, before)
+    del view
+    assert ends.number(ends.version(50)) == number
 
 
-def test_a_worker_that_reads_nothing_is_sent_the_rest_through_the_stream():
-    ends = Ends(most_lent=2)
+def test_all_chunks_of_a_version_have_to_be_let_go(ends):
+    version = ends.version(1)
+    held = [ends.lend(version[:500]), ends.lend(version[500:])]
+    on_its_way = ends.sharing.lend(version[:500])
+    del version
+    held.clear()
+    others = [ends.version(2) for _ in range(shared.NUM_ROOMS)]
+    assert [ends.number(other) is None for other in others[-2:]] == [False, True], "one room is not free"
+    found = ends.worker.found(ParameterChunk(1, 2, 3, b"", on_its_way))
+    assert set(values(found)) == {1}
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_versions_are_let_go_in_any_order(ends, first):
     versions = [ends.version(value) for value in range(3)]
-    assert [ends.sharing.refer(version) is version for version in versions] == [False, False, True]
-    ends.worker.read()
-    assert ends.sharing.refer(versions[2]) is not versions[2]
+    held = [ends.lend(version) for version in versions]
+    number = ends.number(versions[first])
+    del versions, held[first]
+    assert ends.number(ends.version(50)) == number
+    assert [set(values(found)) for found in held] == [{value} for value in range(3) if value != first]
+
+
+def test_a_room_is_lent_again_and_again(ends):
+    """Each version is let go when the next one has come, as by a worker that keeps up."""
+    present, numbers = None, set()
+    for value in range(1, 100):
+        version = ends.version(value)
+        numbers.add(ends.number(version))
+        present = [ends.lend(version[:500]), ends.lend(version[500:])]
+        assert [set(values(found)) for found in present] == [{value}] * 2
+    assert len(numbers) == 2
+
+
+def test_two_workers_have_both_to_let_go(ends):
+    version = ends.version(1)
+    first = ends.lend(version)
+    other = ends.sharing, ends.worker
+    ends.join()
+    second = ends.lend(version)
+    del version, first
+    rooms = [ends.version(2) for _ in range(shared.NUM_ROOMS)]
+    assert set(values(second)) == {1}
+    del rooms, second, other
+    rooms = [ends.version(3) for _ in range(shared.NUM_ROOMS)]
+    assert ends.number(rooms[-1]) is not None
+
+
+def test_a_worker_that_lets_nothing_go_is_sent_the_rest_through_the_stream(ends):
+    held = [ends.lend(ends.version(value)) for value in range(MOST_LENT)]
+    version = ends.version(50)
+    assert ends.sharing.lend(version) is None
+    held.pop(1)
+    assert ends.sharing.lend(version) is not None
 
 
 def test_versions_for_which_there_is_no_room_go_through_the_stream(ends):
-    versions = [ends.version(value) for value in range(NUM_ROOMS + 1)]
-    assert [ends.sharing.refer(version) is version for version in versions] == [False] * NUM_ROOMS + [True]
-    assert [set(version) for version in versions] == [{value} for value in range(NUM_ROOMS + 1)]
+    versions = [ends.version(value) for value in range(shared.NUM_ROOMS + 1)]
+    assert [ends.number(version) is None for version in versions] == [False] * shared.NUM_ROOMS + [True]
+    assert ends.sharing.lend(versions[-1]) is None
+    assert [set(version) for version in versions] == [{value} for value in range(shared.NUM_ROOMS + 1)]
+
+
+def test_the_rooms_of_a_worker_that_has_gone_are_free_and_what_it_still_reads_is_there(ends):
+    found = ends.lend(ends.version(1))
+    del ends.sharing
+    rooms = [ends.version(2) for _ in range(shared.NUM_ROOMS)]
+    assert all(ends.number(room) is not None for room in rooms)
+    assert set(values(found)) == {2}, "nothing comes of that"
+    del ends.rooms, rooms, ends.worker
+    assert set(values(found)) == {2}
+
+
+@pytest.mark.parametrize("offset", [0, shared.HEAD_BYTES - 4, 1 << 40, 2**64 - 1])
+def test_a_chunk_that_lies_in_no_room_is_refused(ends, offset):
+    with pytest.raises(ValueError, match=f"there is no chunk of 8 bytes at {offset}"):
+        ends.worker.found(ParameterChunk(1, 2, 3, b"", Reference(offset, 8)))
 
 
 def test_the_parameters_cannot_be_written_by_the_worker(ends):
     with pytest.raises(TypeError, match="read-only"):
-        ends.send(ends.version(1))[0] = 2
+        ends.lend(ends.version(1)).data[0] = 2
     place = ends.sharing.place.parameters
     descriptor = os.open(f"/proc/{place.pid}/fd/{place.descriptor}", os.O_RDWR)
     try:

@@ -8,6 +8,7 @@ import pytest
 
 from lockstep_proto import codec
 from lockstep_proto.v1 import training_pb2
+from tests.messages import read
 from tests.one_thread import OneThreadCluster, Peer
 from tests.server.test_training import spec
 
@@ -25,6 +26,11 @@ class TimedPeer(Peer):
         self.shard_s = shard_s
         self.busy_until_s = 0.0
         self.newest = -1
+        self.order, self.forgot = cluster.order, -1  # numbers of events
+
+    def forget(self):
+        super().forget()
+        self.forgot = next(self.order)
 
 
 class TimedCluster(OneThreadCluster):
@@ -49,7 +55,7 @@ class TimedCluster(OneThreadCluster):
     def take(self, peer):
         """Have a worker read what has come; work begins when what was before it is done."""
         for _ in range(len(peer.to_worker)):
-            message = codec.decode_server_message(peer.to_worker.popleft())
+            message = read(peer.to_worker.popleft())
             if not isinstance(message, training_pb2.ServerMessage):
                 peer.following.chunk(message)
                 continue
@@ -66,8 +72,8 @@ class TimedCluster(OneThreadCluster):
                 self.now = max(look_s, self.now)
                 self.carry(self.training.tick(self.now))
                 continue
-            self.now, _, peer, message = heapq.heappop(self.events)
-            if message.work.version < peer.newest:
+            self.now, number, peer, message = heapq.heappop(self.events)
+            if message.work.version < peer.newest or number < peer.forgot:
                 peer.busy_until_s = self.now  # between shards a worker sees that it is superseded
                 continue
             for worker_id in self.training.workers:

@@ -14,10 +14,11 @@ import pytest
 from lockstep_proto import codec
 from lockstep_proto.codec import NODE_HEADER_BYTES, PARAMETERS_HEADER_BYTES, NodeChunk, ParameterChunk
 from lockstep_proto.v1 import training_pb2
+from lockstep_server.room import own_memory
 from lockstep_server.update import CHUNK_BYTES
 from lockstep_worker.engine import Engine
 from lockstep_worker.following import Following, Task
-from tests.messages import parameter_message
+from tests.messages import parameter_message, read
 from tests.one_thread import OneThreadCluster
 from tests.plain_loop import Settings
 from tests.shards import shards_of
@@ -80,13 +81,13 @@ class Counted(deque):
         self.sent.append(message)
         kind = type(self.decode(message)).__name__
         self.num_messages[kind] += 1
-        self.num_bytes[kind] += len(message)
+        self.num_bytes[kind] += codec.num_bytes(message) if isinstance(message, ParameterChunk) else len(message)
         super().append(message)
 
 
 def count(made):
     for peer in made.peers.values():
-        peer.to_worker = Counted(peer.to_worker, codec.decode_server_message)
+        peer.to_worker = Counted(peer.to_worker, read)
         peer.to_server = Counted(peer.to_server, codec.decode_worker_message)
 
 
@@ -200,10 +201,11 @@ def test_the_server_sends_the_parameters_from_where_the_update_has_written_them(
     monkeypatch.setattr(made.training.update, "_optimizer", replace(optimizer, update=double))
     count(made)
     run_to(made, FIRST + 1)
-    messages = [m for m in made.peers["w0"].to_worker.sent if len(m) > CHUNK_BYTES / 10]
-    assert messages
-    for message in messages:
-        values = np.frombuffer(codec.decode_server_message(message).data, np.float32)
+    chunks = [m for m in made.peers["w0"].to_worker.sent if isinstance(m, ParameterChunk)]
+    assert chunks
+    for chunk in chunks:
+        _, data = codec.encode_parameter_chunk(chunk)
+        values = np.frombuffer(data, np.float32)
         lying_in_it = [out for out in written if np.shares_memory(out, values)]
         assert sum(out.size for out in lying_in_it) == values.size
         assert (np.concatenate(lying_in_it) == values).all()
@@ -236,7 +238,8 @@ def test_all_workers_are_sent_the_same_object():
     made = cluster(SIZES["several chunks"], 3)
     count(made)
     run_to(made, LAST)
-    first, *others = ([m for m in peer.to_worker.sent if len(m) > CHUNK_BYTES / 10] for peer in made.peers.values())
+    sent = ([m for m in peer.to_worker.sent if isinstance(m, ParameterChunk)] for peer in made.peers.values())
+    first, *others = sent
     assert len(first) >= LAST
     for messages in others:
         assert all(a is b for a, b in zip(first, messages, strict=True))
@@ -308,6 +311,25 @@ def test_a_worker_takes_in_versions_without_allocating_after_the_second():
         assert (peak.bytes < CHUNK_BYTES / 10) == (version > 0)
 
 
+@pytest.mark.usefixtures("traced")
+def test_a_worker_takes_in_versions_in_shared_memory_without_copying_or_allocating():
+    following = Following(job(BIG), CHUNK_BYTES // 4)
+    rooms = [np.zeros(num_parameters(BIG), np.float32).data.cast("B").toreadonly() for _ in range(2)]
+    ranges = [(lo, min(lo + CHUNK_BYTES, BIG_BYTES)) for lo in range(0, BIG_BYTES, CHUNK_BYTES)]
+    for version in range(4):
+        room = rooms[version % 2]
+        with Peak() as peak:
+            for index, (lo, hi) in enumerate(ranges):
+                place = codec.Reference(lo, hi - lo)
+                following.chunk(ParameterChunk(1, version, index, room, place))
+            following.work(training_pb2.Work(version=version, kind=training_pb2.WORK_KIND_STEP))
+            parameters = following.lend(training_pb2.WORK_KIND_STEP)
+            following.give_back()
+        assert peak.bytes < CHUNK_BYTES / 10
+        assert parameters.size == num_parameters(BIG)
+        assert parameters.ctypes.data == np.frombuffer(room, np.uint8).ctypes.data
+
+
 class Metered(Cluster):
     """Meters the server's part of each message."""
 
@@ -333,6 +355,8 @@ def test_the_server_allocates_the_messages_of_a_chunk_and_little_else(workers, o
     and cannot be summed yet: how many of these there are at once is chance.
     """
     made = cluster(BIG, workers, Metered, optimizer=optimizer, bfloat16=bfloat16)
+    rooms = itertools.cycle([own_memory(BIG_BYTES) for _ in range(6)])  # as there are rooms in shared memory
+    made.training.update._room = lambda num_bytes: next(rooms)[:num_bytes]
     run_to(made, FIRST)
     made.peaks.clear()
     run_to(made, LAST)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from benchmarks.processes import cpu_s, main_thread_cpu_s, rss_bytes
-from lockstep_proto import numerics, shared, tree
+from lockstep_proto import codec, numerics, shared, tree
 from lockstep_proto.codec import NodeChunk, ParameterChunk, Sums
 from lockstep_proto.layout import Chunking, Layout
 from lockstep_proto.v1 import training_pb2
@@ -53,6 +53,7 @@ class SyntheticWorker:
         self._chunks: list[memoryview] = []
         self._chunk_bytes = 0
         self._parameters = memoryview(b"")
+        self._rooms: dict[int, codec.Data] = {}  # in shared memory, by the version that lies there
         self._at_step = at_step
 
     def dial(self, server: str) -> int:
@@ -73,6 +74,9 @@ class SyntheticWorker:
         return bool(self._to_send)
 
     def _received(self, message: ParameterChunk | training_pb2.ServerMessage) -> None:
+        if isinstance(message, ParameterChunk) and message.place is not None:  # is held, as by a worker that computes
+            self._rooms[message.version] = message.data
+            return
         if isinstance(message, ParameterChunk):  # is copied, as by a worker that computes
             begin = message.chunk_index * self._chunk_bytes
             self._parameters[begin : begin + len(message.data)] = message.data
@@ -94,6 +98,7 @@ class SyntheticWorker:
         self._parameters = memoryview(bytearray(values.nbytes))
 
     def _work(self, work: training_pb2.Work) -> None:
+        self._rooms = {version: room for version, room in self._rooms.items() if version >= work.version}
         if work.kind != training_pb2.WORK_KIND_STEP:
             return
         self._at_step(work.version)

@@ -73,9 +73,9 @@ class _Connection(ABC):
             self._credit()
         return events
 
-    def send(self, message: Buffer) -> None:
-        """Send a message, which must not change until it has gone."""
-        self.outgoing.message(message)
+    def send(self, *pieces: Buffer) -> None:
+        """Send a message, in one piece or several, which must not change until it has gone."""
+        self.outgoing.message(*pieces)
 
     def fail(self, reason: str) -> None:
         """Tell the peer that the connection is of no use."""
@@ -242,12 +242,12 @@ class ServerCall(_Connection):
             self.outgoing.end(last)
             self._over()
 
-    def send(self, message: Buffer) -> None:
-        """Send a message, which must not change until it has gone."""
+    def send(self, *pieces: Buffer) -> None:
+        """Send a message, in one piece or several, which must not change until it has gone."""
         if not self._has_answered:
             self._has_answered = True
             self.outgoing.control(self._header_frame([(":status", "200"), _CONTENT]))
-        self.outgoing.message(message)
+        self.outgoing.message(*pieces)
 
     def _greeted(self, num_bytes: int) -> list[Event]:
         """Compare the first bytes with what an HTTP/2 client begins with."""

@@ -3,7 +3,9 @@
 A NodeChunk in its WorkerMessage, and a ParameterChunk in its ServerMessage, are written with all fields in the order
 of their numbers, lengths as varints of five bytes, and padding that makes the header as long as its struct, so that
 the data starts at a multiple of 16 bytes of the message. Every protobuf parser reads that. In the other direction
-the fast path recognises exactly this header; any other valid encoding goes through the generated class.
+the fast path recognises exactly this header; any other valid encoding goes through the generated class. The header of a
+ParameterChunk is made apart from its data, which go out from where they lie; where the worker has the same memory, only
+the place goes out.
 """
 
 import struct
@@ -42,20 +44,24 @@ class NodeChunk(NamedTuple):
     data: Data
 
 
+class Reference(NamedTuple):
+    """Where something lies that does not go through the stream: its place in shared memory, and its length."""
+
+    offset: int
+    num_bytes: int
+
+
 class ParameterChunk(NamedTuple):
-    """One chunk of the parameters of one version. `data` holds little-endian values."""
+    """One chunk of the parameters of one version. `data` holds little-endian values.
+
+    Where `place` is set, they lie there, in shared memory.
+    """
 
     attempt: int
     version: int
     chunk_index: int
     data: Data
-
-
-class Reference(NamedTuple):
-    """Where a message lies that does not go through the stream: its place in shared memory, and its length."""
-
-    offset: int
-    num_bytes: int
+    place: Reference | None = None
 
 
 @lru_cache(maxsize=4096)
@@ -73,8 +79,11 @@ _NODE_TAGS = (0x0A, 0x0D, 0x11, 0x1D, 0x25, 0x2D, 0x1832, 0x39, 0x0272, 0x7A)
 _PARAMETERS = struct.Struct("<B5s BI BQ BI 17s B5s".replace(" ", ""))
 _PARAMETERS_PADDING = b"\x72\x0f" + bytes(15)
 _PARAMETERS_TAGS = (0x0A, 0x0D, 0x11, 0x1D, _PARAMETERS_PADDING, 0x7A)
+# tag, length | attempt | version | index | place: tag, length | offset | num_bytes
+_PLACED = struct.Struct("<BB BI BQ BI BB BQ BI".replace(" ", ""))
+_PLACED_TAGS = (0x0A, _PLACED.size - 2, 0x0D, 0x11, 0x1D, 0x22, 14, 0x09, 0x15)
 
-# tag, length | offset | num_bytes; the same in either direction
+# tag, length | offset | num_bytes
 _REFERENCE = struct.Struct("<BB BQ BI".replace(" ", ""))
 _REFERENCE_TAGS = (0x42, _REFERENCE.size - 2, 0x09, 0x15)
 
@@ -104,16 +113,34 @@ def _node_header(chunk: NodeChunk) -> bytes:
     )  # fmt: skip
 
 
-def write_parameter_header(message: memoryview, attempt: int, version: int, chunk_index: int) -> None:
-    """Make `message`, whose values lie behind the header, the ServerMessage that holds a ParameterChunk of them."""
-    size = message.nbytes - _PARAMETERS.size
-    outer = _varint(_PARAMETERS.size - _ENVELOPE_BYTES + size)
+def encode_parameter_chunk(chunk: ParameterChunk) -> tuple[bytes, Data]:
+    """Return the ServerMessage that holds `chunk`, in two pieces: the second one is its data."""
+    return _parameter_header(chunk.attempt, chunk.version, chunk.chunk_index, len(chunk.data)), chunk.data
+
+
+def num_bytes(chunk: ParameterChunk) -> int:
+    """Return how long the ServerMessage that holds `chunk` is."""
+    return _PARAMETERS.size + len(chunk.data)
+
+
+@lru_cache(maxsize=64)  # the same for all workers
+def _parameter_header(attempt: int, version: int, chunk_index: int, num_bytes: int) -> bytes:
+    outer = _varint(_PARAMETERS.size - _ENVELOPE_BYTES + num_bytes)
     t0, t1, t2, t3, pad, t15 = _PARAMETERS_TAGS
-    _PARAMETERS.pack_into(message, 0, t0, outer, t1, attempt, t2, version, t3, chunk_index, pad, t15, _varint(size))
+    return _PARAMETERS.pack(t0, outer, t1, attempt, t2, version, t3, chunk_index, pad, t15, _varint(num_bytes))
+
+
+def encode_placed_chunk(chunk: ParameterChunk, place: Reference) -> bytes:
+    """Return the ServerMessage that says at which place the values of `chunk` lie."""
+    t0, outer, t1, t2, t3, t4, inner, t5, t6 = _PLACED_TAGS
+    return _PLACED.pack(
+        t0, outer, t1, chunk.attempt, t2, chunk.version, t3, chunk.chunk_index,
+        t4, inner, t5, place.offset, t6, place.num_bytes,
+    )  # fmt: skip
 
 
 def encode_reference(reference: Reference) -> bytes:
-    """Return the WorkerMessage or ServerMessage that says where a message lies."""
+    """Return the WorkerMessage that says where a message lies."""
     t8, length, t1, t2 = _REFERENCE_TAGS
     return _REFERENCE.pack(t8, length, t1, reference.offset, t2, reference.num_bytes)
 
@@ -159,11 +186,16 @@ def decode_server_message(message: Data) -> ParameterChunk | training_pb2.Server
         tags = (t0, t1, t2, t3, pad, t15)
         if tags == _PARAMETERS_TAGS and (outer, inner) == _lengths(len(message), _PARAMETERS.size):
             return ParameterChunk(attempt, version, index, memoryview(message)[_PARAMETERS.size :])
+    elif len(message) == _PLACED.size and message[0] == _PLACED_TAGS[0]:
+        t0, length, t1, attempt, t2, version, t3, index, t4, inner, t5, offset, t6, num_bytes = _PLACED.unpack(message)
+        if (t0, length, t1, t2, t3, t4, inner, t5, t6) == _PLACED_TAGS:
+            return ParameterChunk(attempt, version, index, b"", Reference(offset, num_bytes))
     parsed = training_pb2.ServerMessage.FromString(bytes(message))
     if parsed.WhichOneof("kind") != "chunk":
         return parsed
     c = parsed.chunk
-    return ParameterChunk(c.attempt, c.version, c.index, memoryview(c.data))
+    place = Reference(c.place.offset, c.place.num_bytes) if c.HasField("place") else None
+    return ParameterChunk(c.attempt, c.version, c.index, memoryview(c.data), place)
 
 
 @lru_cache(maxsize=4096)

@@ -10,7 +10,6 @@ The digest of a model is the SHA-256 of one line of ASCII that describes the lay
 import hashlib
 import itertools
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -101,13 +100,7 @@ class Chunking:
 
 def digest(layout: Layout, flat: Array) -> str:
     """Return the SHA-256, in hexadecimal, of a model: of its layout and its parameters."""
-    return digest_of_parts(layout, [flat])
-
-
-def digest_of_parts(layout: Layout, parts: Iterable[Array]) -> str:
-    """Return the digest of the model whose flat vector is made up of `parts`, in order."""
     line = " ".join(["lockstep.v1", layout.dtype.name, *map(str, layout.sizes)]) + "\n"
     sha = hashlib.sha256(line.encode("ascii"))
-    for part in parts:
-        sha.update(np.ascontiguousarray(part, dtype=layout.dtype.newbyteorder("<")).data)
+    sha.update(np.ascontiguousarray(flat, dtype=layout.dtype.newbyteorder("<")).data)
     return sha.hexdigest()

@@ -20,7 +20,7 @@ class Outgoing:
         self.buffers: deque[Buffer] = deque()
         self.num_bytes = 0  # of them
         self._stream = 0
-        self._waiting: deque[Buffer] = deque()  # of messages: pieces with their headers
+        self._waiting: deque[deque[Buffer]] = deque()  # messages: what is left of their pieces, the header first
         self._last: bytes | None = None  # follows the last message
         self._connection_window = self._first_window = self._stream_window = frames.FIRST_WINDOW_BYTES
         self._frame_bytes = frames.FIRST_FRAME_BYTES
@@ -41,20 +41,19 @@ class Outgoing:
         self._waiting.clear()
         self._last = None
 
-    def message(self, message: Buffer) -> None:
-        """Send a message, which must not change until it has gone."""
-        num_bytes = len(message)
+    def message(self, *pieces: Buffer) -> None:
+        """Send a message, in one piece or several, which must not change until it has gone."""
+        num_bytes = sum(map(len, pieces))
         size = frames.MESSAGE_HEADER_BYTES + num_bytes
         if not self._waiting and size <= min(self._frame_bytes, self._connection_window, self._stream_window):
             self._connection_window -= size
             self._stream_window -= size
             self.buffers.append(frames.headers_of_message(num_bytes, self._stream))
             if num_bytes:
-                self.buffers.append(message)
+                self.buffers.extend(pieces)
             self.num_bytes += frames.HEADER_BYTES + size
             return
-        self._waiting.append(frames.message_header(num_bytes))
-        self._waiting.append(message)
+        self._waiting.append(deque((frames.message_header(num_bytes), *pieces)))
         self._go_on()
 
     def end(self, frame: bytes) -> None:
@@ -110,17 +109,20 @@ class Outgoing:
             self._last = None
 
     def _data(self, room: int) -> None:
-        """Write one frame with at most one message, or with a part of one."""
+        """Write one frame with the first message, or with a part of it."""
+        message = self._waiting[0]
         pieces: list[Buffer] = []
         size = 0
-        while self._waiting and size < room and len(pieces) < 2:
-            piece = self._waiting.popleft()
+        while message and size < room:
+            piece = message.popleft()
             if size + len(piece) > room:
                 view = memoryview(piece)
-                self._waiting.appendleft(view[room - size :])
+                message.appendleft(view[room - size :])
                 piece = view[: room - size]
             pieces.append(piece)
             size += len(piece)
+        if not message:
+            self._waiting.popleft()
         self._connection_window -= size
         self._stream_window -= size
         self.buffers.append(frames.header(size, Kind.DATA, 0, self._stream))

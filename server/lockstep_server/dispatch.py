@@ -46,8 +46,8 @@ class Dispatch:
         if was_synced:
             return [*master, work]
         whole = [Send(worker_ids, update.version, message) for message in update.messages]
-        made = [message for message in update.next_messages if message is not None]
-        return [*whole, *master, work, *(Send(worker_ids, update.version + 1, message) for message in made)]
+        made = [Send(worker_ids, update.version + 1, message) for message in update.next_messages]
+        return [*whole, *master, work, *made]
 
     def _master(self, worker: WorkerView, was_synced: bool) -> list[Send]:
         """Send the parameters that were not rounded, which an evaluation is computed from, once to each worker."""
@@ -55,7 +55,7 @@ class Dispatch:
         if was_synced and worker.master_version == version:
             return []
         worker.master_version = version
-        return [Send([worker.worker_id], version, message) for message in self._update.parameters.messages]
+        return [Send([worker.worker_id], version, message) for message in self._update.master_messages]
 
     def _message(self, ranges: tuple[Range, ...], kind: Kind) -> bytes:
         """Return the message of work, in two parts: to protobuf, one after the other is one message with both."""

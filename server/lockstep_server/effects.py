@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lockstep_proto.codec import Data
+from lockstep_proto import codec
+from lockstep_proto.codec import ParameterChunk
 from lockstep_proto.v1 import service_pb2
 from lockstep_server.records import EpochRecord, KeptVersion, Outcome, StepRecord
 
@@ -14,12 +15,18 @@ class Send(NamedTuple):
 
     worker_ids: Sequence[str]
     version: int
-    message: Data
+    message: bytes | ParameterChunk  # encoded, or to be when it goes out
+
+    @property
+    def num_bytes(self) -> int:
+        """How long the message is where all of it goes through a stream."""
+        message = self.message
+        return codec.num_bytes(message) if isinstance(message, ParameterChunk) else len(message)
 
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Throw away what is queued for a worker."""
+    """Throw away what is queued for a worker, and have it drop what it has."""
 
     worker_id: str
 

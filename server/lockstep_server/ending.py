@@ -41,7 +41,7 @@ class Ending:
         failpoints.hit("server.job.saving")
         self._record.name_phase("saving")
         if run is not None:
-            checkpoint: Checkpoint | None = await asyncio.to_thread(run.snapshot().checkpoint)
+            checkpoint: Checkpoint | None = run.snapshot()
         else:
             checkpoint = start or await self._keeper.newest()
         if checkpoint is None and outcome.state == State.JOB_STATE_STOPPED:

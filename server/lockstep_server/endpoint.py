@@ -219,9 +219,9 @@ class _Connection:
         outgoing, conversation = self._call.outgoing, self._conversation
         if conversation is not None:
             following = conversation.next
-            while outgoing.num_bytes < ENOUGH_BYTES and not outgoing.waits and (message := following()) is not None:
+            while outgoing.num_bytes < ENOUGH_BYTES and not outgoing.waits and (pieces := following()):
                 failpoints.hit("server.exchange.write")
-                self._call.send(message)
+                self._call.send(*pieces)
             if conversation.outbox.over:
                 self.end(StatusCode.OK, "")
         return outgoing.num_bytes > 0

@@ -1,6 +1,6 @@
 """TrainingService: brings a worker's call together with the run of its job."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from google.protobuf.message import DecodeError
@@ -70,10 +70,13 @@ class Conversation:
         else:
             self._begin(decoded)
 
-    def next(self) -> codec.Data | None:
-        """Take the next message to the worker out of the outbox, as it is to be sent; None if there is none now."""
+    def next(self) -> Sequence[codec.Data]:
+        """Take the next message to the worker out of the outbox, in the pieces that are sent; none without one."""
         message = self.outbox.pop()
-        return message if message is None or self._sharing is None else self._sharing.refer(message)
+        if not isinstance(message, codec.ParameterChunk):
+            return () if message is None else (message,)
+        place = None if self._sharing is None else self._sharing.lend(message.data)
+        return codec.encode_parameter_chunk(message) if place is None else (codec.encode_placed_chunk(message, place),)
 
     def ended(self) -> None:
         """Nothing more comes from the worker, or reaches it."""

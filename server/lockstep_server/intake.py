@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from lockstep_proto import bfloat16
-from lockstep_proto.codec import Data, NodeChunk
+from lockstep_proto.codec import NodeChunk, ParameterChunk
 from lockstep_proto.v1 import job_pb2
 from lockstep_server.reduction import Reduction, Value
 from lockstep_server.rounds import EVALUATE, STEP, Kind, Round, check_size
@@ -50,7 +50,7 @@ class Intake:
         check_size(chunk, gradient.size, _NO_VALUES if current.evaluates else self._sizes)
         return current.reduction.put(chunk.node, chunk.chunk_index, chunk.sums, gradient)
 
-    def use(self, root: Value, chunk_index: int, current: Round) -> list[Data]:
+    def use(self, root: Value, chunk_index: int, current: Round) -> list[ParameterChunk]:
         """Do what the root of a chunk is for. Return the messages that come of it, those of chunks of the next version.
 
         Raises NotFiniteError or StepError; the present version stays as it is.

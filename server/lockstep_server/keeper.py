@@ -48,6 +48,7 @@ class Keeper:
         ledger: LedgerWriter,
     ) -> None:
         self._record = record
+        self._layout = Layout.from_spec(record.spec)
         self._files = files
         self._journal = journal
         self._warn = warn
@@ -75,8 +76,8 @@ class Keeper:
 
         A digest that would have to wait behind several others is left out: each of them holds all its parameters.
         """
-        if kept.checkpoint is None and _num_bytes(kept) <= INLINE_BYTES:
-            self._ledger.add(kept.version, kept.parameters.digest(), ends_epoch=kept.ends_epoch)
+        if kept.checkpoint is None and kept.parameters.nbytes <= INLINE_BYTES:
+            self._ledger.add(kept.version, digest(self._layout, kept.parameters), ends_epoch=kept.ends_epoch)
         elif kept.checkpoint is not None or len(self._tasks) < MAX_WAITING:
             task = asyncio.get_running_loop().create_task(self._keep(run, kept))
             self._tasks.add(task)
@@ -84,10 +85,10 @@ class Keeper:
 
     async def _keep(self, run: "JobRun", kept: KeptVersion) -> None:
         try:
-            digest = await asyncio.to_thread(kept.parameters.digest)
-            self._ledger.add(kept.version, digest, ends_epoch=kept.ends_epoch)
+            found = await asyncio.to_thread(digest, self._layout, kept.parameters)
+            self._ledger.add(kept.version, found, ends_epoch=kept.ends_epoch)
             if kept.checkpoint is not None:
-                await self._write_beside(await asyncio.to_thread(kept.checkpoint.checkpoint), digest)
+                await self._write_beside(kept.checkpoint, found)
         except Exception as error:  # the training is none the worse for it
             log.exception("a defect in keeping a version")
             self._warn(f"a defect in Lockstep: {error!r}; the job goes on, but version {kept.version} is not kept")
@@ -101,8 +102,7 @@ class Keeper:
 
     async def note(self, checkpoint: Checkpoint) -> str:
         """Record the digest of a version that no run tells of; returns it."""
-        layout = Layout.from_spec(self._record.spec)
-        found = await asyncio.to_thread(digest, layout, checkpoint.parameters)
+        found = await asyncio.to_thread(digest, self._layout, checkpoint.parameters)
         ends_epoch = checkpoint.step_in_epoch == 0 and checkpoint.epoch > 0
         self._ledger.add(checkpoint.version, found, ends_epoch=ends_epoch)
         return found
@@ -165,7 +165,3 @@ class Keeper:
             num_bytes = await asyncio.to_thread(write, self._record.origin, checkpoint, parameters_digest)
             self._written(time.monotonic() - begun, num_bytes)
             self.version = checkpoint.version
-
-
-def _num_bytes(kept: KeptVersion) -> int:
-    return kept.parameters.layout.num_parameters * kept.parameters.layout.dtype.itemsize

@@ -5,11 +5,10 @@ from typing import Any
 import numpy.typing as npt
 
 from lockstep_proto.v1 import job_pb2
+from lockstep_server.checkpoints import Checkpoint
 from lockstep_server.effects import Keep
-from lockstep_server.parameters import Parameters
 from lockstep_server.progress import Progress
 from lockstep_server.records import KeptVersion
-from lockstep_server.snapshot import Snapshot
 from lockstep_server.update import ParameterUpdate
 
 Array = npt.NDArray[Any]
@@ -27,7 +26,7 @@ class Keeping:
         default_s: float,
         update: ParameterUpdate,
         progress: Progress,
-        best: Parameters | Array | None,
+        best: Array | None,
         now: float,
     ) -> None:
         self._every_steps = spec.every_steps if spec.HasField("every_steps") else None
@@ -39,9 +38,9 @@ class Keeping:
         self._checkpoint_s = now
         self._writing = False
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> Checkpoint:
         """Return the present version, whole, whatever has arrived of the next."""
-        return Snapshot(
+        return Checkpoint(
             version=self._update.version,
             epoch=self._progress.epoch,
             step_in_epoch=self._progress.step_in_epoch,

@@ -1,44 +1,23 @@
-"""The parameters of one version: the messages that carry them, shared by whoever sends or keeps them."""
+"""The parameters of a version in the making: one flat vector, and the messages that carry its chunks."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lockstep_proto import codec
-from lockstep_proto.layout import Chunking, Layout, digest_of_parts
+from lockstep_proto.codec import ParameterChunk
+from lockstep_proto.layout import Chunking
 from lockstep_server.room import Room, own_memory
 
 Array = npt.NDArray[Any]
 
 
-@dataclass(frozen=True)
-class Parameters:
-    """One message a chunk, in order. What reads them may run in any thread."""
-
-    layout: Layout
-    messages: Sequence[codec.Data]
-
-    def chunk(self, chunk_index: int) -> Array:
-        """Return one chunk of the flat vector, as a view that cannot be written."""
-        return np.frombuffer(self.messages[chunk_index], self.layout.dtype, offset=codec.PARAMETERS_HEADER_BYTES)
-
-    def flat(self) -> Array:
-        """Return a copy as one flat vector."""
-        return np.concatenate([self.chunk(i) for i in range(len(self.messages))])
-
-    def digest(self) -> str:
-        """Return the digest of this model."""
-        return digest_of_parts(self.layout, (self.chunk(i) for i in range(len(self.messages))))
-
-
 class Draft:
-    """The messages of a version in the making. Values are written where their message lies, and so never copied.
+    """A version in the making. Values are written where they go out from and stay, and so never copied.
 
-    All lie in one piece of memory, which serves no other version as long as somebody has one of them: what has gone out
-    is not written any more.
+    Its memory serves no other version as long as somebody has a part of it: what has gone out is not written any more.
+    It is asked for when it is first written to: who has computed from the present version has let go of the one before.
     """
 
     def __init__(
@@ -48,29 +27,34 @@ class Draft:
         self._dtype = dtype
         self._attempt = attempt
         self._version = version
-        self._stride = codec.PARAMETERS_HEADER_BYTES + chunking.chunk_elements * dtype.itemsize
-        num_bytes = chunking.num_chunks * codec.PARAMETERS_HEADER_BYTES + chunking.num_parameters * dtype.itemsize
-        self._memory = room(num_bytes)
-        self.messages: list[codec.Data | None] = [None] * chunking.num_chunks  # those that are made
+        self._room = room
+        self._messages: list[ParameterChunk | None] = [None] * chunking.num_chunks
+
+    @cached_property
+    def _memory(self) -> memoryview:
+        return self._room(self._chunking.num_parameters * self._dtype.itemsize)
 
     def values(self, chunk_index: int) -> Array:
         """Return where the values of a chunk are to be written before its message is made."""
-        begin, end = self._place(chunk_index)
-        return np.frombuffer(self._memory[begin + codec.PARAMETERS_HEADER_BYTES : end], self._dtype)
+        return np.frombuffer(self._memory[self._bytes(chunk_index)], self._dtype)
 
-    def make(self, chunk_index: int) -> codec.Data:
+    def make(self, chunk_index: int) -> ParameterChunk:
         """Make the message of a chunk whose values have been written; it cannot be written."""
-        begin, end = self._place(chunk_index)
-        codec.write_parameter_header(self._memory[begin:end], self._attempt, self._version, chunk_index)
-        message = self.messages[chunk_index] = self._memory[begin:end].toreadonly()
+        data = self._memory[self._bytes(chunk_index)].toreadonly()
+        message = ParameterChunk(self._attempt, self._version, chunk_index, data)
+        self._messages[chunk_index] = message
         return message
 
-    def whole(self) -> list[codec.Data]:
-        """Return all messages. Each must have been made."""
-        assert None not in self.messages
-        return [message for message in self.messages if message is not None]
+    @property
+    def messages(self) -> list[ParameterChunk]:
+        """The messages that have been made, in the order of their chunks."""
+        return [message for message in self._messages if message is not None]
 
-    def _place(self, chunk_index: int) -> tuple[int, int]:
+    def whole(self) -> Array:
+        """Return the flat vector, which cannot be written. All messages must have been made."""
+        assert None not in self._messages
+        return np.frombuffer(self._memory.toreadonly(), self._dtype)
+
+    def _bytes(self, chunk_index: int) -> slice:
         lo, hi = self._chunking.range(chunk_index)
-        begin = chunk_index * self._stride
-        return begin, begin + codec.PARAMETERS_HEADER_BYTES + (hi - lo) * self._dtype.itemsize
+        return slice(lo * self._dtype.itemsize, hi * self._dtype.itemsize)

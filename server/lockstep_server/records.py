@@ -1,11 +1,14 @@
 """What a training tells of itself: numbers of steps and epochs, how it ended, and who wants to know."""
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import numpy.typing as npt
 
 from lockstep_proto.v1 import service_pb2
-from lockstep_server.parameters import Parameters
-from lockstep_server.snapshot import Snapshot
+from lockstep_server.checkpoints import Checkpoint
+
+Array = npt.NDArray[Any]
 
 
 class StepRecord(NamedTuple):
@@ -46,8 +49,8 @@ class KeptVersion:
 
     version: int
     ends_epoch: bool
-    parameters: Parameters
-    checkpoint: Snapshot | None
+    parameters: Array  # flat
+    checkpoint: Checkpoint | None
 
 
 @dataclass(frozen=True, slots=True)

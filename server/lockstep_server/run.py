@@ -17,10 +17,9 @@ from lockstep_server.crew import TICKS_PER_LEASE
 from lockstep_server.effects import Dismiss, Effect, Ended, EpochDone, Forget, Keep, Listen, Notice, Send, StepDone
 from lockstep_server.measures import Measures
 from lockstep_server.metrics import Metrics
-from lockstep_server.outbox import MAX_VERSIONS, Outbox
+from lockstep_server.outbox import Outbox
 from lockstep_server.records import Outcome, RunListener
 from lockstep_server.sharing import Rooms, Sharing
-from lockstep_server.snapshot import Snapshot
 from lockstep_server.training import Training
 
 log = logging.getLogger(__name__)
@@ -117,7 +116,7 @@ class JobRun:
         """The workers that compute or could; one that was given up does not count, though its stream may drag on."""
         return [info for worker_id, info in self._infos.items() if worker_id in self.training.workers]
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> Checkpoint:
         """Return the present version, whole."""
         return self.training.snapshot()
 
@@ -150,12 +149,6 @@ class JobRun:
         if self._looking is not None:
             self._looking.cancel()
 
-    @property
-    def _most_queued(self) -> int:
-        """Messages with parameters that a worker may have before it; of a version that is rounded there are two."""
-        update = self.training.update
-        return MAX_VERSIONS * update.chunking.num_chunks * (2 if update.rounds else 1)
-
     # The exchange with one worker.
 
     def join(self, hello: training_pb2.WorkerHello, outbox: Outbox) -> Sharing | None:
@@ -172,7 +165,7 @@ class JobRun:
         self._infos[hello.worker_id] = service_pb2.WorkerInfo(
             worker_id=hello.worker_id, job_id=self.job_id, host=hello.host, num_cpus=hello.num_cpus
         )
-        sharing = self._rooms.share(hello.machine, self.training.update.chunk_bytes, self._most_queued)
+        sharing = self._rooms.share(hello.machine, self.training.update.chunk_bytes)
         outbox.put(None, self._welcome(sharing))
         with self._defects_end_it():
             self._carry(self.training.worker_joined(hello.worker_id, hello.num_cpus, self._clock()))
@@ -305,6 +298,7 @@ class JobRun:
                     self._listener.event(severity, message)
                 case Forget(worker_id):
                     self._outboxes[worker_id].clear()
+                    self._outboxes[worker_id].put(self.training.version, _FORGET)
                 case Listen(worker_id, listens):
                     self._outboxes[worker_id].listen(listens)
                 case Dismiss(worker_id, reason, refused):
@@ -334,13 +328,14 @@ class JobRun:
                 self._carry(self.training.worker_behind(worker_id))
                 continue
             outbox.put(effect.version, effect.message)
-            self.measures.num_bytes_out += len(effect.message)
+            self.measures.num_bytes_out += effect.num_bytes
 
     def _workers_changed(self) -> None:
         self.measures.count(self.training)
         self._listener.changed()
 
 
+_FORGET = training_pb2.ServerMessage(forget=training_pb2.Forget()).SerializeToString()
 _HEARTBEAT = training_pb2.ServerMessage(heartbeat=training_pb2.Heartbeat()).SerializeToString()
 
 

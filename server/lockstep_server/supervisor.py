@@ -18,7 +18,6 @@ from lockstep_server.keeper import Keeper
 from lockstep_server.ledger import LedgerWriter
 from lockstep_server.lifecycle import State, Wish
 from lockstep_server.records import EpochRecord, KeptVersion, Outcome, StepRecord
-from lockstep_server.snapshot import Snapshot
 from lockstep_server.taking_up import (
     MAX_REWINDS,
     CannotTakeUpError,
@@ -140,10 +139,7 @@ class Supervisor:
             self.record.refresh(self.run)
             self._tools.journal.job(self.record.stored())
             with contextlib.suppress(TimeoutError):  # the process ends, and the checkpoint before stays the newest
-                await asyncio.wait_for(self._keep_last(snapshot), HALT_S)
-
-    async def _keep_last(self, snapshot: Snapshot) -> None:
-        await self._keeper.save(await asyncio.to_thread(snapshot.checkpoint), models=False, patience_s=0.0)
+                await asyncio.wait_for(self._keeper.save(snapshot, models=False, patience_s=0.0), HALT_S)
 
     async def concluded(self, timeout_s: float | None = None) -> bool:
         """Wait until the job has left RUNNING and its files are in order."""

@@ -1,9 +1,9 @@
 """One update of the parameters, chunk by chunk: divide, penalties, norm, clip, optimizer.
 
 The version that workers compute on, and the optimizer state that belongs to it, stay whole until every chunk of the
-next version is there: a step can be abandoned at any time. The parameters of a version are the encoded messages that
-carry them, one a chunk, written once and shared by all streams. Where parameters travel as bfloat16, there are
-messages of them rounded, too.
+next version is there: a step can be abandoned at any time. The parameters of a version are one flat vector, written
+once and shared by all: by the messages that carry its chunks, by workers on the same machine, by who keeps it. Where
+parameters travel as bfloat16, there is one of them rounded, too.
 
 What leaves the range of numbers raises a flag of the processor, which numpy looks at after each operation; the values
 themselves are looked at only then.
@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lockstep_proto import bfloat16, codec, failpoints
+from lockstep_proto import bfloat16, failpoints
+from lockstep_proto.codec import ParameterChunk
 from lockstep_proto.layout import Chunking, Layout, clip_slices
 from lockstep_proto.v1 import job_pb2
 from lockstep_server import norms, penalties
 from lockstep_server.optimizers import State, optimizer_from_spec
-from lockstep_server.parameters import Draft, Parameters
+from lockstep_server.parameters import Draft
 from lockstep_server.room import Room, own_memory
 from lockstep_server.schedules import learning_rates
 
@@ -113,16 +114,16 @@ class ParameterUpdate:
         return min(self.chunking.chunk_elements, self.layout.num_parameters) * dtype.itemsize
 
     def _draft(self, version: int) -> None:
-        """Make room for the messages of a version."""
+        """Begin to make a version."""
         self._next = self._next_rounded = Draft(self.chunking, self.layout.dtype, self._attempt, version, self._room)
         if self.rounds:
             self._next_rounded = Draft(self.chunking, bfloat16.DTYPE, self._attempt, version, self._room)
-        self.next_messages = self._next_rounded.messages  # what there is of those that workers get
 
     def _take_over(self) -> None:
         """Make the parameters of the next version, which are whole, the present ones."""
-        self.parameters = Parameters(self.layout, self._next.whole())
-        self.messages = self._next_rounded.whole()  # the present version as workers compute steps from it
+        self.parameters = self._next.whole()  # flat
+        self.messages = self._next_rounded.messages  # the present version as workers compute steps from it
+        self.master_messages = self._next.messages  # and evaluations
 
     def _begin(self) -> None:
         """Begin the next version. What has gone out of one that was begun before stays as it is."""
@@ -134,7 +135,7 @@ class ParameterUpdate:
         self._penalties: list[list[float]] = [[] for _ in range(num_chunks)]
         self.learning_rate = self._learning_rates(self.version)
 
-    def apply(self, chunk_index: int, gradient_sum: Array, weight: float) -> codec.Data | None:
+    def apply(self, chunk_index: int, gradient_sum: Array, weight: float) -> ParameterChunk | None:
         """Update one chunk by its summed gradient. Return the new chunk's message, or None when clipping must wait.
 
         Raises NotFiniteError or OverflowedError; the present version and its optimizer state stay as they are.
@@ -143,8 +144,8 @@ class ParameterUpdate:
         with self._watched():
             return self._applied(chunk_index, gradient_sum, weight)
 
-    def _applied(self, chunk_index: int, gradient_sum: Array, weight: float) -> codec.Data | None:
-        w, out = self.parameters.chunk(chunk_index), self._next.values(chunk_index)
+    def _applied(self, chunk_index: int, gradient_sum: Array, weight: float) -> ParameterChunk | None:
+        w, out = self._present(chunk_index), self._next.values(chunk_index)
         divisor = self.layout.dtype.type(weight)
         squares, values = self._squares[chunk_index], self._penalties[chunk_index]
         penalty = self._spec.penalty
@@ -163,7 +164,7 @@ class ParameterUpdate:
                 self._update(block, out, w, g)
         return None if self._clip_norm else self._made(chunk_index)
 
-    def finish(self) -> list[codec.Data]:
+    def finish(self) -> list[ParameterChunk]:
         """Update all chunks that have waited for the global norm. Return their messages. Raises OverflowedError."""
         return [] if self._clip_norm is None else self._clip(self._clip_norm)
 
@@ -196,6 +197,16 @@ class ParameterUpdate:
         self._state_is_shared = True
         return dict(self._state)
 
+    @property
+    def next_messages(self) -> list[ParameterChunk]:
+        """What there is of the next version as workers compute steps from it."""
+        return self._next_rounded.messages
+
+    def _present(self, chunk_index: int) -> Array:
+        """Return a chunk of the present version."""
+        lo, hi = self.chunking.range(chunk_index)
+        return self.parameters[lo:hi]
+
     def _gradient_of(self, block: _Block) -> Array:
         """Return where the gradient of a block is made: all are kept only where clipping has to wait for the norm."""
         return self._gradient[block.part] if self._clip_norm else self._gradient[: block.part.stop - block.part.start]
@@ -205,15 +216,15 @@ class ParameterUpdate:
         for layer, part in block.layers:
             layers[layer] += norms.square_sum(values[part], self._scratch)
 
-    def _clip(self, clip_norm: float) -> list[codec.Data]:
+    def _clip(self, clip_norm: float) -> list[ParameterChunk]:
         norm = self.gradient_norm()
         with self._watched():
             if norm > clip_norm:
                 self._gradient *= self.layout.dtype.type(clip_norm / norm)
             return [self._updated(chunk_index) for chunk_index in range(len(self._blocks))]
 
-    def _updated(self, chunk_index: int) -> codec.Data:
-        w, out = self.parameters.chunk(chunk_index), self._next.values(chunk_index)
+    def _updated(self, chunk_index: int) -> ParameterChunk:
+        w, out = self._present(chunk_index), self._next.values(chunk_index)
         for block in self._blocks[chunk_index]:
             self._update(block, out, w, self._gradient_of(block))
         return self._made(chunk_index)
@@ -231,7 +242,7 @@ class ParameterUpdate:
         if self.measure_layers:
             self._measure(self._parameter_squares, block, out)
 
-    def _made(self, chunk_index: int) -> codec.Data:
+    def _made(self, chunk_index: int) -> ParameterChunk:
         """Make the messages of a chunk whose values have been written. Return the one that goes to workers."""
         message = self._next.make(chunk_index)
         if self.rounds:

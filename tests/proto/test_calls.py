@@ -84,6 +84,27 @@ def test_messages_arrive_whole_and_in_order_however_the_bytes_are_cut(seed, most
     assert exchange(near, far, piece)[0] == [*messages, Ended(StatusCode.UNAVAILABLE, "100 % dürr")]
 
 
+@pytest.mark.parametrize("most", [9, 70_000, 1 << 30])
+@pytest.mark.parametrize("size", [3, 50_000, 400_000])
+def test_a_message_may_be_sent_in_pieces(size, most):
+    rng = random.Random(size)
+    head, values = rng.randbytes(48), rng.randbytes(size)
+    near, far = client(), server()
+    exchange(near, far)
+    for _ in range(3):
+        far.send(head, memoryview(values))
+        far.send(b"work")
+    assert exchange(near, far, pieces(1, most))[0] == [head + values, b"work"] * 3
+
+
+def test_the_pieces_of_a_message_go_out_as_they_are():
+    near, far = client(), server()
+    exchange(near, far)
+    values = bytes(400_000)
+    far.send(b"head", values)
+    assert any(buffer is values for buffer in far.outgoing.buffers)
+
+
 def test_the_rest_of_a_message_is_worth_waiting_for():
     near, far = client(), server()
     exchange(near, far)

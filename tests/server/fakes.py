@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from lockstep_proto.codec import ParameterChunk
 from lockstep_proto.layout import Layout, digest
 from lockstep_proto.v1 import job_pb2, service_pb2, training_pb2
 from lockstep_proto.v1.numerics_pb2 import NumericsFingerprint
@@ -21,17 +20,14 @@ from lockstep_server.jobs import Jobs
 from lockstep_server.journal import Journal
 from lockstep_server.measures import Measures
 from lockstep_server.metrics import Metrics
-from lockstep_server.parameters import Parameters
 from lockstep_server.records import EpochRecord, KeptVersion, Outcome, StepRecord
 from lockstep_server.scheduler import Scheduler
 from lockstep_server.settings import Settings
-from lockstep_server.snapshot import Snapshot
 from lockstep_server.store import Store
 from lockstep_server.supervisor import Supervisor
 from lockstep_server.tools import Tools
 from lockstep_server.uploads import Uploads
 from lockstep_server.watchdog import Watchdog
-from tests.messages import parameter_message
 
 FINGERPRINT = NumericsFingerprint(numerics_revision=1, numpy_version="2.4")
 NUM_PARAMETERS = 3 * 2 + 2
@@ -124,8 +120,8 @@ class FakeRun:
     def close(self) -> None:
         self.closed = True
 
-    def snapshot(self) -> Snapshot:
-        return Snapshot(
+    def snapshot(self) -> Checkpoint:
+        return Checkpoint(
             version=self.step,
             epoch=0,
             step_in_epoch=self.step,
@@ -147,10 +143,8 @@ class FakeRun:
         """The version, or one with the parameters of another, ends an epoch; no checkpoint is due."""
         self.listener.version(KeptVersion(self.step, True, self.parameters(parameters_of), None))
 
-    def parameters(self, of: int | None = None) -> Parameters:
-        values = np.full(NUM_PARAMETERS, self.step if of is None else of, np.float32)
-        chunk = ParameterChunk(1, self.step, 0, values.data)
-        return Parameters(Layout.from_spec(self.spec), [parameter_message(chunk)])
+    def parameters(self, of: int | None = None) -> np.ndarray[Any, Any]:
+        return np.full(NUM_PARAMETERS, self.step if of is None else of, np.float32)
 
     def checkpoint_written(self) -> None:
         self.num_written += 1

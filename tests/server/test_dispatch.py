@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from lockstep_proto import codec
 from lockstep_proto.codec import ParameterChunk
 from lockstep_proto.spec import read_spec
 from lockstep_server.crew import WorkerView
@@ -12,6 +11,7 @@ from lockstep_server.handout import Gift
 from lockstep_server.progress import Progress
 from lockstep_server.rounds import EVALUATE, STEP
 from lockstep_server.update import ParameterUpdate
+from tests.messages import read
 
 NETWORK = {"inputs": 2, "layers": [{"units": 1}]}
 
@@ -26,7 +26,7 @@ def dispatch(wire_dtype):
 
 def sent(made, worker, kind):
     """The bytes of each chunk of parameters, or the kind of work, in order."""
-    messages = [codec.decode_server_message(send.message) for send in made.hand_over([Gift(worker, [(0, 1)])], kind)]
+    messages = [read(send.message) for send in made.hand_over([Gift(worker, [(0, 1)])], kind)]
     return [len(one.data) if isinstance(one, ParameterChunk) else one.work.kind for one in messages]
 
 

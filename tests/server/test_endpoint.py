@@ -26,7 +26,10 @@ class Conversation:
     def __init__(self, call):
         self.outbox = Outbox(call.filled, call.listen)
         self.messages = asyncio.Queue()
-        self.next = self.outbox.pop
+
+    def next(self):
+        message = self.outbox.pop()
+        return () if message is None else (message,)
 
     def received(self, message):
         self.messages.put_nowait(bytes(message))

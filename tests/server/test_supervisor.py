@@ -563,9 +563,9 @@ def test_a_server_killed_while_it_saves_the_end_ends_the_job_from_its_last_versi
         await run.keep()
         run.train(2)
         files = server.files(job_id)
-        files.write_checkpoint(server.directory.find(job_id).origin, run.snapshot().checkpoint(), digest_of_version(4))
+        files.write_checkpoint(server.directory.find(job_id).origin, run.snapshot(), digest_of_version(4))
         if models:
-            files.write_models(run.spec, run.snapshot().checkpoint())
+            files.write_models(run.spec, run.snapshot())
         await server.journal.close()  # killed, with the last version on disk and the job RUNNING
         server.open()
         job = await server.state(job_id, SUCCEEDED)

@@ -4,7 +4,6 @@ import weakref
 import numpy as np
 import pytest
 
-from lockstep_proto import codec
 from lockstep_proto.codec import NodeChunk, Sums
 from lockstep_proto.defaults import complete
 from lockstep_proto.spec import read_spec
@@ -12,6 +11,7 @@ from lockstep_proto.v1 import service_pb2, training_pb2
 from lockstep_server import update
 from lockstep_server.effects import Dismiss, Ended, Send
 from lockstep_server.records import Outcome
+from tests.messages import read
 from tests.one_thread import OneThreadCluster
 
 RNG = np.random.default_rng(3)
@@ -166,7 +166,7 @@ def test_a_newcomer_in_mid_step_gets_the_present_version_whole_and_what_there_is
     made.join("a")
     effects = made.training.worker_joined("b", 1, 0.0)
     messages = [effect.message for effect in effects if isinstance(effect, Send)]
-    chunk, work = (codec.decode_server_message(message) for message in messages)
+    chunk, work = (read(message) for message in messages)
     assert chunk.version == 0
     assert work.work.kind == training_pb2.WORK_KIND_WAIT
 
@@ -201,7 +201,7 @@ def test_a_paused_job_goes_on_from_its_checkpoint_with_the_same_bits():
 
     first = cluster(at_step={4: pause})
     first.join("a")
-    checkpoint = first.run().training.snapshot().checkpoint()
+    checkpoint = first.run().training.snapshot()
     assert checkpoint.version == 5
     second = cluster(start=checkpoint, attempt=2)
     second.join("b")
@@ -216,7 +216,7 @@ def test_pause_without_workers_acts_at_once_on_the_last_whole_version():
     made.lose("a")
     made.carry(made.training.halt(Outcome(service_pb2.JOB_STATE_PAUSED), made.now))
     assert state(made.outcome) == "PAUSED"
-    second = cluster(start=made.training.snapshot().checkpoint(), attempt=2)
+    second = cluster(start=made.training.snapshot(), attempt=2)
     second.join("b")
     assert second.run().parameters.tobytes() == trained().parameters.tobytes()
 

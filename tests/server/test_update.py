@@ -8,6 +8,7 @@ import pytest
 
 from lockstep_proto.layout import Chunking, Layout
 from lockstep_proto.spec import read_spec
+from lockstep_server.room import own_memory
 from lockstep_server.update import OverflowedError, ParameterUpdate, chunking_of
 
 SPEC = read_spec(
@@ -44,7 +45,7 @@ def test_adam_goes_on_counting_where_only_its_state_was_taken_over():
     update.commit()
     m, s = 0.9 * m + 0.1 * g, 0.99 * s + 0.01 * g * g
     unbiased = (m / (1 - 0.9**8)) / (np.sqrt(s / (1 - 0.99**8)) + 1e-8)
-    np.testing.assert_allclose(update.parameters.flat(), w - 0.5 / 4 * unbiased, rtol=1e-14)
+    np.testing.assert_allclose(update.parameters, w - 0.5 / 4 * unbiased, rtol=1e-14)
     assert (update.version, update.num_updates) == (1, 8)
     assert math.isclose(update.optimizer_state()["m"][0], m[0])
 
@@ -58,10 +59,10 @@ def test_what_was_handed_out_is_not_written_any_more():
 
     step()
     parameters, state = update.parameters, update.optimizer_state()
-    expected = parameters.flat(), {name: values.copy() for name, values in state.items()}
+    expected = parameters.copy(), {name: values.copy() for name, values in state.items()}
     for _ in range(3):
         step()
-    np.testing.assert_array_equal(parameters.flat(), expected[0])
+    np.testing.assert_array_equal(parameters, expected[0])
     for name, values in expected[1].items():
         np.testing.assert_array_equal(state[name], values)
         assert not np.array_equal(update.optimizer_state()[name], values)
@@ -160,7 +161,7 @@ def test_the_norms_of_layers_are_measured_where_that_is_wanted():
     assert update.gradient_norms == update.parameter_norms == []
     update.measure_layers = True
     step(update, 2 * g)
-    after = update.parameters.flat()
+    after = update.parameters
     for norms, values in ((update.gradient_norms, 2 * g), (update.parameter_norms, after)):
         assert norms == pytest.approx([np.linalg.norm(values[part].astype(float)) for part in LAYERS])
 
@@ -168,16 +169,49 @@ def test_the_norms_of_layers_are_measured_where_that_is_wanted():
 def test_what_has_gone_out_of_a_step_that_is_done_again_stays_as_it_is():
     update = update_of(np.zeros(NUM_PARAMETERS, np.float32), OPTIMIZERS["sgd"], 0.5)
     first = update.apply(0, np.full(NUM_PARAMETERS, 2.0, np.float32), 1.0)
-    before = bytes(first)
+    before = bytes(first.data)
     update.restart()
-    assert update.next_messages == [None]
+    assert update.next_messages == []
     step(update, np.full(NUM_PARAMETERS, 4.0, np.float32))
-    assert bytes(first) == before
-    assert (update.parameters.flat() == -2.0).all()
+    assert bytes(first.data) == before
+    assert (update.parameters == -2.0).all()
+
+
+def test_memory_for_a_version_is_asked_for_when_it_is_first_written_to():
+    """Workers have let go of the version before the present one then."""
+    asked = []
+
+    def room(num_bytes):
+        asked.append(num_bytes)
+        return own_memory(num_bytes)
+
+    update = ParameterUpdate(SPEC, attempt=1, version=0, parameters=np.ones(3), state=None, num_updates=0, room=room)
+    assert asked == [24]
+    for version in range(1, 4):
+        update.apply(0, np.ones(3), 1.0)
+        assert asked == [24] * (version + 1)
+        update.commit()
+        assert asked == [24] * (version + 1)
+
+
+def test_a_version_is_one_flat_vector_in_which_its_messages_lie():
+    parameters = np.arange(600_000, dtype=np.float32)
+    network = {"inputs": 599_999, "layers": [{"units": 1}]}
+    spec = read_spec({"network": network, "loss": "norm", "batch_size": 8, "epochs": 1})
+    update = ParameterUpdate(spec, attempt=1, version=0, parameters=parameters, state=None, num_updates=0)
+    np.testing.assert_array_equal(update.parameters, parameters)
+    assert len(update.messages) == 3
+    for message in update.messages:
+        lo, hi = update.chunking.range(message.chunk_index)
+        part = update.parameters[lo:hi]
+        assert np.frombuffer(message.data, np.float32).ctypes.data == part.ctypes.data
+        assert len(message.data) == part.nbytes
 
 
 def test_a_message_cannot_be_written():
     update = update_of(np.zeros(NUM_PARAMETERS, np.float32), OPTIMIZERS["sgd"], 0.5)
     for message in (update.messages[0], update.apply(0, np.ones(NUM_PARAMETERS, np.float32), 1.0)):
         with pytest.raises(TypeError):
-            message[0] = 0
+            message.data[0] = 0
+    with pytest.raises(ValueError, match="read-only"):
+        update.parameters[0] = 0.0

@@ -112,9 +112,9 @@ class _Call:
 
 async def _write(conversation: Conversation, call: _Call, context: Context) -> None:
     while call.failure is None:
-        message = conversation.next()
-        if message is not None:
-            await context.write(message)
+        pieces = conversation.next()
+        if pieces:
+            await context.write(b"".join(pieces))
         elif conversation.outbox.over:
             return
         else:

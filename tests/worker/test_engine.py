@@ -1,6 +1,7 @@
 """What a worker answers to a task. That its sums have the right bits is shown by the tests across houses."""
 
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -34,6 +35,18 @@ def task(kind, *ranges):
 
 def shard(x, y):
     return Shard(np.array([[x]], np.float32), np.array([[y]], np.float32))
+
+
+def test_the_parameters_are_let_go_when_an_answer_has_been_given_where_they_are_not_the_workers_own():
+    """They lie in the server's memory, which makes no other version of it while somebody refers to it."""
+    asked = Asked({}, num_cpus=2)
+    memory = np.array([1.0, 0.0, 1.0, 0.0], np.float32)
+    parameters = np.frombuffer(memory.data.toreadonly(), np.float32)
+    gone = weakref.ref(parameters)
+    asked.engine.prepare(Front(parameters, range(1)))
+    asked.engine.answer(task(STEP, (0, 5)), parameters, lambda message: None, lambda: False)
+    del parameters
+    assert gone() is None
 
 
 class Asked:

@@ -167,6 +167,19 @@ def test_a_defect_closes_the_stream_and_the_worker_dials_again(server, worker, p
     assert running.result(WAIT_S) == "that is all"
 
 
+def test_a_server_that_refers_to_memory_which_is_not_there_is_left_and_dialled_again(server, worker, pool, caplog):
+    caplog.set_level("INFO")
+    running = pool.submit(worker.run)
+    first = server.stream()
+    placed = codec.encode_placed_chunk(ParameterChunk(1, 0, 0, b""), codec.Reference(4096, 8))
+    first.say(welcome(), placed, work(0))
+    second = server.stream()
+    assert first.ended.wait(WAIT_S)
+    assert "the server refers to memory that is not shared" in caplog.text
+    second.say(GOODBYE, None)
+    assert running.result(WAIT_S) == "that is all"
+
+
 def test_what_ends_a_thread_ends_the_worker(server, worker, pool, monkeypatch):
     def fail(*_):
         raise KeyError("nobody foresaw this")

@@ -1,8 +1,10 @@
+import weakref
+
 import numpy as np
 import pytest
 
 from lockstep_proto import bfloat16
-from lockstep_proto.codec import ParameterChunk
+from lockstep_proto.codec import ParameterChunk, Reference
 from lockstep_proto.spec import read_spec, to_dict
 from lockstep_proto.v1 import training_pb2
 from lockstep_worker.following import Following, Front, ProtocolError, Task
@@ -279,3 +281,216 @@ def test_a_front_before_the_first_version_is_one(deep):
     come(deep, 0, [0, 1])
     front = deep.front()
     assert isinstance(front, Front)
+
+
+# Versions in shared memory.
+
+SIZE = 6  # elements of a version
+
+
+class Room:
+    """Memory of the server for a version; `gone` once nobody refers to it any more."""
+
+    def __init__(self, value):
+        self._bytes = np.full(SIZE + 2, value, np.float32).view(np.uint8)  # some of it is not used
+        self._gone = weakref.ref(self._bytes)
+
+    def chunk(self, version, index, begin=0):
+        """Return a chunk of the version that begins so many elements behind the room's beginning."""
+        lo, num = (0, 4) if index == 0 else (4, 2)
+        place = Reference(4 * (begin + lo), 4 * num)
+        return ParameterChunk(1, version, index, self._bytes.data.toreadonly(), place)
+
+    def forget(self):
+        """Have only others refer to it."""
+        self._bytes = None
+
+    @property
+    def gone(self):
+        return self._gone() is None
+
+    def has(self, parameters):
+        return np.shares_memory(self._gone(), parameters)
+
+
+def shared(following, version, value):
+    """Have a version come in a room of its own, which the server has forgotten. Return the room."""
+    room = Room(value)
+    for index in (1, 0):
+        following.chunk(room.chunk(version, index))
+    room.forget()
+    return room
+
+
+@pytest.fixture
+def sharing():
+    made = Following(SPEC, 4)
+    made.room = shared(made, 0, 7.0)
+    made.work(work(0))
+    return made
+
+
+def test_a_version_in_shared_memory_is_used_there(sharing):
+    lent = sharing.lend(STEP)
+    assert sharing.room.has(lent)
+    assert lent.shape == (SIZE,)
+    np.testing.assert_array_equal(lent, 7.0)
+    assert not lent.flags.writeable
+
+
+def test_it_is_let_go_when_there_is_a_newer_one(sharing):
+    newer = shared(sharing, 1, 8.0)
+    assert not sharing.room.gone
+    sharing.work(work(1))
+    assert sharing.room.gone
+    assert not newer.gone
+    np.testing.assert_array_equal(sharing.lend(STEP), 8.0)
+
+
+def test_it_is_not_let_go_while_it_is_computed_from(sharing):
+    lent = sharing.lend(STEP)
+    rooms = []
+    for version in range(1, 5):
+        rooms.append(shared(sharing, version, version))
+        sharing.work(work(version))
+        np.testing.assert_array_equal(lent, 7.0)
+        assert [room.gone for room in rooms] == [True] * (version - 1) + [False], "a version between is let go at once"
+    sharing.give_back()
+    assert not sharing.room.gone
+    del lent
+    assert sharing.room.gone
+
+
+def test_one_that_never_became_whole_is_let_go_when_another_begins(sharing):
+    room = Room(8.0)
+    sharing.chunk(room.chunk(1, 0))
+    room.forget()
+    assert not room.gone
+    newer = Room(9.0)
+    sharing.chunk(newer.chunk(2, 0))
+    assert room.gone
+    assert not sharing.room.gone
+
+
+def test_a_newcomer_lets_all_go(sharing):
+    whole = shared(sharing, 1, 8.0)
+    sharing.restart()
+    assert sharing.room.gone
+    assert whole.gone
+    for version in (0, 1):
+        with pytest.raises(ProtocolError, match=f"version {version} is not whole: have 0 of 2 chunks"):
+            sharing.work(work(version))
+    shared(sharing, 1, 9.0)
+    sharing.work(work(1))
+    np.testing.assert_array_equal(sharing.lend(STEP), 9.0)
+
+
+def test_a_newcomer_may_still_compute_from_what_it_had(sharing):
+    lent = sharing.lend(STEP)
+    sharing.restart()
+    shared(sharing, 3, 9.0)
+    sharing.work(work(3))
+    np.testing.assert_array_equal(lent, 7.0)
+    sharing.give_back()
+    del lent
+    assert sharing.room.gone
+    np.testing.assert_array_equal(sharing.lend(STEP), 9.0)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("first_is_shared", [True, False])
+def test_a_version_that_comes_in_part_through_the_stream_is_copied(sharing, order, first_is_shared):
+    room = Room(8.0)
+    for index, is_shared in zip(order, (first_is_shared, not first_is_shared), strict=True):
+        sharing.chunk(room.chunk(1, index) if is_shared else chunk(1, index, 9.0))
+    room.forget()
+    assert room.gone
+    sharing.work(work(1))
+    expected = np.full(SIZE, 8.0)
+    streamed = order[first_is_shared]
+    expected[(slice(4), slice(4, 6))[streamed]] = 9.0
+    np.testing.assert_array_equal(sharing.lend(STEP), expected)
+
+
+def test_a_version_that_comes_in_two_rooms_is_copied(sharing):
+    """As when the server has begun it anew."""
+    first, second = Room(8.0), Room(9.0)
+    sharing.chunk(first.chunk(1, 0))
+    for index in (0, 1):
+        sharing.chunk(second.chunk(1, index))
+    sharing.work(work(1))
+    lent = sharing.lend(STEP)
+    np.testing.assert_array_equal(lent, 9.0)
+    assert not first.has(lent)
+    assert not second.has(lent)
+
+
+def test_a_version_that_does_not_begin_where_its_room_does_is_copied(sharing):
+    room = Room(8.0)
+    for index in (0, 1):
+        sharing.chunk(room.chunk(1, index, begin=1))
+    sharing.work(work(1))
+    lent = sharing.lend(STEP)
+    np.testing.assert_array_equal(lent, 8.0)
+    assert not room.has(lent)
+
+
+def test_shared_memory_is_never_written_to(sharing):
+    """The arrays that others are copied to are the worker's own."""
+    for version in range(1, 6):
+        room = shared(sharing, version, version)
+        sharing.work(work(version))
+        whole(sharing, version + 10, 0.0)
+        assert room.gone
+
+
+def test_what_is_rounded_or_the_master_of_it_is_copied_out_of_shared_memory(rounding):
+    room = np.full(SIZE, MASTER, np.float32).view(np.uint8)
+    gone = weakref.ref(room)
+    for index, (lo, hi) in enumerate(((0, 16), (16, 24))):
+        rounding.chunk(ParameterChunk(1, 3, index, room.data, Reference(lo, hi - lo)))
+    packed = bfloat16.pack(np.full(SIZE, 2.0, np.float32)).view(np.uint8)
+    for index, (lo, hi) in enumerate(((0, 8), (8, 12))):
+        rounding.chunk(ParameterChunk(1, 4, index, packed.data, Reference(lo, hi - lo)))
+    del room
+    assert gone() is None
+    rounding.chunk(rounded(3, 0))
+    rounding.chunk(rounded(3, 1))
+    rounding.work(work(3, EVALUATE))
+    np.testing.assert_array_equal(rounding.parameters(EVALUATE), np.float32(MASTER))
+    for index, (lo, hi) in enumerate(((0, 8), (8, 12))):
+        rounding.chunk(ParameterChunk(1, 4, index, packed.data, Reference(lo, hi - lo)))
+    rounding.work(work(4))
+    np.testing.assert_array_equal(rounding.parameters(STEP), 2.0)
+
+
+def test_the_front_of_a_version_in_shared_memory_is_there_from_the_first_chunk_on(deep):
+    values = np.full(18, 2.0, np.float32)
+    room = values.view(np.uint8).data.toreadonly()
+    for index in range(2):
+        deep.chunk(ParameterChunk(1, 1, index, room, Reference(16 * index, 16)))
+    front = deep.front()
+    assert layers_of(front) == [0]
+    assert np.shares_memory(front.parameters, values)
+    for index in (2, 3, 4):
+        deep.chunk(ParameterChunk(1, 1, index, room, Reference(16 * index, 8 if index == 4 else 16)))
+    deep.work(work(1))
+    assert deep.fronted
+    assert np.shares_memory(deep.lend(STEP), values)
+
+
+def test_a_front_stays_good_when_the_rest_of_its_version_comes_through_the_stream(deep):
+    values = np.full(18, 2.0, np.float32)
+    room = values.view(np.uint8).data.toreadonly()
+    for index in range(2):
+        deep.chunk(ParameterChunk(1, 1, index, room, Reference(16 * index, 16)))
+    assert layers_of(deep.front()) == [0]
+    come(deep, 1, [2, 3], value=2.0)
+    front = deep.front()
+    assert layers_of(front) == [1]
+    np.testing.assert_array_equal(front.parameters[:16], 2.0)
+    assert not np.shares_memory(front.parameters, values)
+    come(deep, 1, [4], value=2.0)
+    deep.work(work(1))
+    assert deep.fronted
+    np.testing.assert_array_equal(deep.lend(STEP), 2.0)

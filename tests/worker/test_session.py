@@ -34,6 +34,9 @@ def work(version, kind=STEP, lo=0, hi=8):
     return training_pb2.ServerMessage(work=training_pb2.Work(attempt=1, version=version, kind=kind, ranges=ranges))
 
 
+FORGET = training_pb2.ServerMessage(forget=training_pb2.Forget())
+
+
 def goodbye(reason, *, refused=False):
     return training_pb2.ServerMessage(goodbye=training_pb2.Goodbye(reason=reason, refused=refused))
 
@@ -135,6 +138,25 @@ def test_newer_work_supersedes_what_is_computed_and_what_waits(computing):
     (second,) = computing.session.computed()
     assert (second.task.version, second.task.ranges) == (1, ((0, 8),))
     assert computing.session.computed() == ()
+
+
+def test_who_is_told_to_forget_drops_its_work_and_all_versions(computing):
+    computing.hear(work(0, lo=5, hi=6))
+    computing.version(1)
+    assert computing.hear(FORGET) == []
+    assert computing.session.superseded(computing.first)
+    assert computing.session.computed() == ()
+    (dial,) = computing.hear(work(1))
+    assert "version 1 is not whole: have 0 of 2 chunks" in dial.reason
+
+
+def test_who_was_told_to_forget_goes_on_with_a_version_that_comes_whole(computing):
+    computing.hear(FORGET)
+    computing.version(0)
+    assert computing.hear(work(0)) == []
+    (again,) = computing.session.computed()
+    assert not computing.session.superseded(again)
+    np.testing.assert_array_equal(again.parameters, 0.0)
 
 
 @pytest.mark.parametrize("kind", [EVALUATE, EXAMINE, WAIT])
@@ -341,7 +363,7 @@ def test_a_stream_that_always_fails_after_its_welcome_is_no_fast_loop(driven):
     assert waits == [*REDIAL_S, 2.0]
 
 
-@pytest.mark.parametrize("message", [chunk(0, 0), work(0)])
+@pytest.mark.parametrize("message", [chunk(0, 0), work(0), FORGET])
 def test_what_comes_before_a_welcome_breaks_the_stream(driven, message):
     driven.opened()
     assert driven.hear(message) == [
@@ -435,7 +457,9 @@ def test_nothing_follows_an_end(computing):
 # Whatever happens
 
 EVENTS = st.lists(
-    st.sampled_from(["version", "skip", "work", "more", "evaluate", "wait", "computed", "lost", "ticks", "silence"]),
+    st.sampled_from(
+        ["version", "skip", "work", "more", "evaluate", "wait", "forget", "computed", "lost", "ticks", "silence"]
+    ),
     max_size=40,
 )
 
@@ -460,6 +484,10 @@ def test_one_computation_at_a_time_always_from_the_newest_work_and_from_whole_pa
             kind = {"evaluate": EVALUATE, "wait": WAIT}.get(event, STEP)
             effects += driven.hear(work(version, kind))
             newest = (version, kind)
+        elif event == "forget":
+            effects += driven.hear(FORGET)
+            effects += driven.version(version)
+            newest = None
         elif event == "computed" and computation is not None:
             computation = None
             effects += driven.session.computed()

@@ -21,17 +21,16 @@ class Conversation(Stream):
         self._memory: Memory | None = None
 
     def hear(self, *, wait: bool = True) -> Iterator[ParameterChunk | training_pb2.ServerMessage]:
-        """Yield what the next bytes complete, as `receive` does. Raises DecodeError, too."""
+        """Yield what the next bytes complete, as `receive` does. Raises DecodeError, too.
+
+        Of a chunk in shared memory, `data` is the room of its version, and `place` counts from the room's beginning.
+        """
         for message in self.receive(wait=wait):
-            reference = codec.read_reference(message)
-            if reference is not None:
-                if self._memory is None:
-                    raise CallEndedError("the server refers to memory that is not shared")
-                yield codec.decode_server_message(self._memory.message(reference))
-                self._memory.read()
-                continue
             decoded = codec.decode_server_message(message)
-            if not isinstance(decoded, ParameterChunk) and decoded.HasField("welcome"):
+            if isinstance(decoded, ParameterChunk):
+                yield decoded if decoded.place is None else self._found(decoded)
+                continue
+            if decoded.HasField("welcome"):
                 self._find_memory(decoded.welcome)
             yield decoded
 
@@ -45,6 +44,14 @@ class Conversation(Stream):
         """Close it, when nobody reads any more, and let the memory go."""
         super().close()
         self._memory = None
+
+    def _found(self, chunk: ParameterChunk) -> ParameterChunk:
+        if self._memory is None:
+            raise CallEndedError("the server refers to memory that is not shared")
+        try:
+            return self._memory.found(chunk)
+        except ValueError as error:
+            raise CallEndedError(f"the server refers to what it does not share: {error}") from error
 
     def _find_memory(self, welcome: training_pb2.Welcome) -> None:
         if not welcome.HasField("memory"):

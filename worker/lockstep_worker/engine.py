@@ -28,7 +28,7 @@ from lockstep_worker.shares import Parts, Supply
 
 Array = npt.NDArray[Any]
 Encode = Callable[[NodeChunk], bytes]  # threads may call it at the same time
-_NUM_VERSIONS = 3  # that a worker has arrays for
+_NUM_VERSIONS = 3  # that a worker has arrays of its own for
 _NOTHING = memoryview(b"")
 
 
@@ -151,7 +151,9 @@ class Engine:
             backprop.take_ahead(batches if self._stacks(batches) else batches[:1])
 
     def _views_of(self, parameters: Array) -> Views:
-        """Return the views into one of the few arrays that the versions take turns in."""
+        """Return the views into a version. Those into one of the few arrays that versions take turns in are kept."""
+        if not parameters.flags.owndata:  # the server's memory: it is let go as soon as nobody refers to it
+            return self._layout.views(parameters)
         for known, views in self._known:
             if known is parameters:
                 return views

@@ -1,9 +1,11 @@
 """What a worker makes of the server's messages: a state machine without I/O and threads.
 
 The worker holds the present version whole and fills the next one chunk by chunk. A Work message says that the next
-version is whole, and what to compute from it. A version that is being computed from is left alone until it is given
-back, whatever comes in meanwhile; so there are two arrays, and a third one where a computation takes longer than the
-others' step. While the next version comes in, its first layers can be used already: they are its front.
+version is whole, and what to compute from it. A version all of whose chunks lie in one place, in memory that the server
+shares, is used there, and let go as soon as there is a newer one and nobody computes from it. Any other is copied to an
+array of the worker's own. One that is being computed from is left alone until it is given back, whatever comes in
+meanwhile; so there are two such arrays, and a third one where a computation takes longer than the others' step. While
+the next version comes in, its first layers can be used already: they are its front.
 """
 
 from bisect import bisect_right
@@ -68,12 +70,22 @@ class Following:
         self._master.restart()
 
     def chunk(self, chunk: ParameterChunk) -> None:
-        """Take in a chunk. The first one of another version begins that version."""
+        """Take in a chunk. The first one of another version begins that version.
+
+        Of a chunk in shared memory, `data` is the room of its version, and `place` counts from the room's beginning.
+        """
         lo, hi = self._chunking.range(chunk.chunk_index)
-        if self._master is not self._steps and len(chunk.data) == (hi - lo) * bfloat16.DTYPE.itemsize:
-            bfloat16.unpack(np.frombuffer(chunk.data, bfloat16.DTYPE), self._steps.place(chunk))
+        data, place, rounds = chunk.data, chunk.place, self._master is not self._steps
+        if place is not None:
+            if not rounds and place.offset == lo * self._dtype.itemsize:
+                room = np.frombuffer(data, self._dtype, self._chunking.num_parameters)
+                if self._steps.share(chunk, room):
+                    return
+            data = data[place.offset : place.offset + place.num_bytes]
+        if rounds and len(data) == (hi - lo) * bfloat16.DTYPE.itemsize:
+            bfloat16.unpack(np.frombuffer(data, bfloat16.DTYPE), self._steps.place(chunk))
         else:
-            self._master.place(chunk)[...] = np.frombuffer(chunk.data, self._dtype)
+            self._master.place(chunk)[...] = np.frombuffer(data, self._dtype)
 
     def front(self) -> Front | None:
         """Return the layers that have come since this was last asked; None if there are none, or all have."""
@@ -128,7 +140,7 @@ class Following:
 
 
 class _Versions:
-    """The present version and the next one."""
+    """The present version and the next one, each in an array of its own or in shared memory."""
 
     def __init__(self, chunking: Chunking, dtype: np.dtype[Any]) -> None:
         self._chunking = chunking
@@ -136,14 +148,15 @@ class _Versions:
         self._incoming: Array | None = None
         self._spare: list[Array] = []
         self._lent: Array | None = None
+        self._incoming_version = -1
         self.content = self.present_content = 0  # another number for all that is written anew
         self.restart()
 
     def restart(self) -> None:
         self._version = -1
-        self._incoming_version = -1
-        self._arrived: set[int] = set()
-        self._num_front = 0  # chunks
+        self._drop_incoming()
+        if not self.present.flags.owndata:
+            self.present = self._own()
 
     @property
     def front(self) -> Array | None:
@@ -157,14 +170,25 @@ class _Versions:
             self._num_front += 1
         return self._num_front * self._chunking.chunk_elements
 
+    def share(self, chunk: ParameterChunk, room: Array) -> bool:
+        """Take in a chunk that lies where it belongs in a room, unless not all of its version lies there."""
+        self._begin(chunk.version)
+        if self._incoming is None:
+            self._incoming = room
+        elif not np.may_share_memory(self._incoming, room):
+            return False
+        self._arrive(chunk.chunk_index)
+        return True
+
     def place(self, chunk: ParameterChunk) -> Array:
         """Return where the values of a chunk go; they count as arrived."""
-        if chunk.version != self._incoming_version:
-            self._begin(chunk.version)
-        assert self._incoming is not None
-        if chunk.chunk_index in self._arrived:
-            self.content += 1
-        self._arrived.add(chunk.chunk_index)
+        self._begin(chunk.version)
+        if self._incoming is None or not self._incoming.flags.owndata:
+            shared, self._incoming = self._incoming, self._own()
+            for part in (slice(*self._chunking.range(index)) for index in self._arrived):
+                assert shared is not None
+                self._incoming[part] = shared[part]
+        self._arrive(chunk.chunk_index)
         lo, hi = self._chunking.range(chunk.chunk_index)
         return self._incoming[lo:hi]
 
@@ -175,12 +199,11 @@ class _Versions:
             have = f"{len(self._arrived)} of {self._chunking.num_chunks} chunks of version {self._incoming_version}"
             raise ProtocolError(f"version {version} is not whole: have {have}")
         assert self._incoming is not None
-        if self.present is not self._lent:
-            self._spare.append(self.present)
-        self.present, self._incoming, self.present_content = self._incoming, None, self.content
-        self._version = version
-        self._incoming_version = -1
-        self._arrived.clear()
+        former, self.present, self._incoming = self.present, self._incoming, None
+        self._version, self.present_content = version, self.content
+        self._drop_incoming()
+        if former is not self._lent:
+            self._done_with(former)
 
     def lend(self) -> Array:
         assert self._lent is None
@@ -188,14 +211,33 @@ class _Versions:
         return self._lent
 
     def give_back(self) -> None:
-        if self._lent is not None and self._lent is not self.present:
-            self._spare.append(self._lent)
-        self._lent = None
+        lent, self._lent = self._lent, None
+        if lent is not None and lent is not self.present:
+            self._done_with(lent)
 
     def _begin(self, version: int) -> None:
-        if self._incoming is None:
-            self._incoming = self._spare.pop() if self._spare else np.empty_like(self.present)
-        self._incoming_version = version
-        self._arrived.clear()
-        self._num_front = 0
-        self.content += 1
+        if version != self._incoming_version:
+            self._drop_incoming()
+            self._incoming_version = version
+            self.content += 1
+
+    def _arrive(self, chunk_index: int) -> None:
+        if chunk_index in self._arrived:
+            self.content += 1
+        self._arrived.add(chunk_index)
+
+    def _drop_incoming(self) -> None:
+        if self._incoming is not None:
+            self._done_with(self._incoming)
+        self._incoming = None
+        self._incoming_version = -1
+        self._arrived: set[int] = set()
+        self._num_front = 0  # chunks
+
+    def _own(self) -> Array:
+        return self._spare.pop() if self._spare else np.empty(self._chunking.num_parameters, self.present.dtype)
+
+    def _done_with(self, array: Array) -> None:
+        """Keep an array of one's own for another version; shared memory is let go."""
+        if array.flags.owndata:
+            self._spare.append(array)

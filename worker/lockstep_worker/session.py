@@ -138,6 +138,8 @@ class Session:
             match message.WhichOneof("kind"):
                 case "work":
                     return self._work(message.work)
+                case "forget":
+                    return self._forget()
                 case "welcome":
                     failpoints.hit("worker.welcome")
                     return self._welcome(message.welcome)
@@ -226,6 +228,11 @@ class Session:
         if task is not None:
             self._waiting.append(task)
         return self._next()
+
+    def _forget(self) -> Sequence[Effect]:
+        self._welcome_first().restart()
+        self._begin_round(None)
+        return _NOTHING
 
     def _begin_round(self, position: tuple[int, training_pb2.WorkKind.ValueType] | None) -> None:
         self._position = position

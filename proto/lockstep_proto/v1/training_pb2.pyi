@@ -130,7 +130,7 @@ class ServerMessage(message.Message):
     WORK_FIELD_NUMBER: builtins.int
     GOODBYE_FIELD_NUMBER: builtins.int
     HEARTBEAT_FIELD_NUMBER: builtins.int
-    REFERENCE_FIELD_NUMBER: builtins.int
+    FORGET_FIELD_NUMBER: builtins.int
     @builtins.property
     def chunk(self) -> ParameterChunk:
         """A piece of the parameters."""
@@ -152,8 +152,8 @@ class ServerMessage(message.Message):
         """Nothing new, still here. A worker that hears nothing for a lease dials again."""
 
     @builtins.property
-    def reference(self) -> Reference:
-        """The message lies in the memory that the server writes."""
+    def forget(self) -> Forget:
+        """What the worker has is not needed any more."""
 
     def __init__(
         self,
@@ -163,13 +163,13 @@ class ServerMessage(message.Message):
         work: Work | None = ...,
         goodbye: Goodbye | None = ...,
         heartbeat: Heartbeat | None = ...,
-        reference: Reference | None = ...,
+        forget: Forget | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "kind", b"kind", "reference", b"reference", "welcome", b"welcome", "work", b"work"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "forget", b"forget", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "kind", b"kind", "welcome", b"welcome", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "kind", b"kind", "reference", b"reference", "welcome", b"welcome", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "forget", b"forget", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "kind", b"kind", "welcome", b"welcome", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = typing.Literal["chunk", "welcome", "work", "goodbye", "heartbeat", "reference"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = typing.Literal["chunk", "welcome", "work", "goodbye", "heartbeat", "forget"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -238,6 +238,7 @@ class ParameterChunk(message.Message):
     ATTEMPT_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     INDEX_FIELD_NUMBER: builtins.int
+    PLACE_FIELD_NUMBER: builtins.int
     PADDING_FIELD_NUMBER: builtins.int
     DATA_FIELD_NUMBER: builtins.int
     attempt: builtins.int
@@ -252,18 +253,23 @@ class ParameterChunk(message.Message):
     """The little-endian values: of the job's wire_dtype to compute a step from, of its dtype for an evaluation. Where the
     two differ, both are sent, and the size tells which one this is.
     """
+    @builtins.property
+    def place(self) -> Reference:
+        """Where the values lie in the memory that the server writes, instead of in `data`."""
+
     def __init__(
         self,
         *,
         attempt: builtins.int = ...,
         version: builtins.int = ...,
         index: builtins.int = ...,
+        place: Reference | None = ...,
         padding: builtins.bytes = ...,
         data: builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["place", b"place"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["attempt", b"attempt", "data", b"data", "index", b"index", "padding", b"padding", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["attempt", b"attempt", "data", b"data", "index", b"index", "padding", b"padding", "place", b"place", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -453,8 +459,8 @@ class Welcome(message.Message):
 
 @typing.final
 class SharedMemory(message.Message):
-    """Memory of the server in which messages lie instead of going through the stream. A worker that does not find it says
-    nothing, and all goes through the stream.
+    """Memory of the server in which parameters and messages lie instead of going through the stream. A worker that does not
+    find it says nothing, and all goes through the stream.
     """
 
     DESCRIPTOR: descriptor.Descriptor
@@ -462,8 +468,11 @@ class SharedMemory(message.Message):
     PARAMETERS_FIELD_NUMBER: builtins.int
     SLOTS_FIELD_NUMBER: builtins.int
     SLOT_BYTES_FIELD_NUMBER: builtins.int
+    ROOM_BYTES_FIELD_NUMBER: builtins.int
     slot_bytes: builtins.int
     """Bytes of a slot."""
+    room_bytes: builtins.int
+    """Bytes of a room: behind a head, the server's file is rooms, and a version begins at the beginning of one."""
     @builtins.property
     def parameters(self) -> MemoryFile:
         """The server writes it: the parameters."""
@@ -478,10 +487,11 @@ class SharedMemory(message.Message):
         parameters: MemoryFile | None = ...,
         slots: MemoryFile | None = ...,
         slot_bytes: builtins.int = ...,
+        room_bytes: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["parameters", b"parameters", "slots", b"slots"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["parameters", b"parameters", "slot_bytes", b"slot_bytes", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["parameters", b"parameters", "room_bytes", b"room_bytes", "slot_bytes", b"slot_bytes", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -621,6 +631,23 @@ class ShardRange(message.Message):
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = typing.Literal["hi", b"hi", "lo", b"lo"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class Forget(message.Message):
+    """The worker drops its work and all versions, and so lets shared memory go. If it is given work again, it gets the
+    version that this begins from whole.
+    """
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
