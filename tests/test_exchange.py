@@ -17,12 +17,13 @@ from lockstep_proto.calls import ClientCall, ServerCall
 from lockstep_proto.layout import Layout, digest
 from lockstep_proto.v1 import numerics_pb2, service_pb2, training_pb2, training_pb2_grpc
 from lockstep_server import endpoint
+from lockstep_server.effects import Send
 from lockstep_server.endpoint import Endpoint
 from lockstep_server.exchange import Exchange
 from lockstep_server.forking import version_0
 from lockstep_server.initial import initial_parameters
 from lockstep_server.metrics import Metrics
-from lockstep_server.outbox import Outbox
+from lockstep_server.outbox import MAX_VERSIONS, Outbox
 from lockstep_server.run import JobRun
 from lockstep_worker import conversation
 from lockstep_worker.errors import WorkerError
@@ -430,13 +431,14 @@ def test_a_worker_that_comes_twice_is_heard_on_its_newer_stream_alone():
             first, second = Outbox(Taken()), Outbox(Taken())
             host.run.join(hello, first)
             host.run.join(hello, second)
-            first.clear()
+            while first.pop() is not None:
+                pass
             leaving = training_pb2.WorkerMessage(leaving=training_pb2.WorkerLeaving())
             host.run.received("w", first, leaving)
             host.run.gone("w", first)
             there = len(host.run.workers)
             host.run.received("w", second, leaving)
-            return first.over or (first.pop() and first.over), there, len(host.run.workers)
+            return first.over, there, len(host.run.workers)
 
         assert host.call(comes_twice()) == (True, 1, 0)
 
@@ -456,6 +458,25 @@ def test_a_worker_that_is_not_needed_is_told_to_forget_what_it_has():
         assert training_pb2.ServerMessage.FromString(first).HasField("welcome")
         assert training_pb2.ServerMessage.FromString(last).HasField("forget")
         assert nothing is None
+
+
+def test_who_has_not_read_yet_that_it_is_to_forget_gets_all_of_what_it_is_given_then():
+    with Host() as host:
+        hello = training_pb2.WorkerHello(job_id="job", worker_id="w", num_cpus=1)
+        host.run.numerics = hello.numerics
+
+        async def is_slow():
+            outbox = Outbox(Taken())
+            host.run.join(hello, outbox)
+            for _ in range(3):
+                host.run._carry(host.run.training.worker_behind("w"))
+            later = host.run.training.version + MAX_VERSIONS
+            host.run._carry([Send(["w"], later, b"chunk"), Send(["w"], later + 1, b"chunk of the next")])
+            return [outbox.pop() for _ in range(5)]
+
+        _, told, *rest = host.call(is_slow())
+        assert training_pb2.ServerMessage.FromString(told).HasField("forget")
+        assert rest == [b"chunk", b"chunk of the next", None]
 
 
 class Taken:
@@ -484,14 +505,27 @@ def test_an_outbox_says_when_a_version_would_be_one_too_many():
     outbox.put(5, b"")
     assert not outbox.behind(6)
     assert outbox.behind(7)
-    outbox.clear()
+    outbox.replace(b"forget")
     assert not outbox.behind(7)
+    outbox.put(6, b"")
+    assert not outbox.behind(7)
+    assert outbox.behind(8), "the oldest of those with a version counts"
 
 
-def test_what_belongs_to_no_version_is_not_cleared_away():
-    outbox = Outbox(Taken())
+def test_what_belongs_to_no_version_is_not_replaced():
+    outbox = Outbox(filled := Taken())
     outbox.put(None, b"welcome")
-    outbox.put(3, b"chunk")
+    for _ in range(2):
+        outbox.put(3, b"chunk")
+        outbox.replace(b"forget")
+    assert filled.num_filled == 5
     outbox.close(b"goodbye")
-    outbox.clear()
-    assert [outbox.pop(), outbox.pop(), outbox.pop()] == [b"welcome", b"goodbye", None]
+    assert [outbox.pop() for _ in range(4)] == [b"welcome", b"forget", b"goodbye", None]
+
+
+def test_a_heartbeat_that_nobody_has_read_makes_nobody_late():
+    outbox = Outbox(Taken())
+    outbox.put_if_empty(b"heartbeat")
+    outbox.put_if_empty(b"another")
+    assert not outbox.behind(1000)
+    assert [outbox.pop(), outbox.pop()] == [b"heartbeat", None]

@@ -15,6 +15,7 @@ from lockstep_worker.sharing import Memory
 
 MACHINE = "here"
 NUM_BYTES = 40 * mmap.PAGESIZE + 100  # of a room, and of a chunk's values
+ENDS_OF_ROOMS = [shared.HEAD_BYTES + number * 41 * mmap.PAGESIZE - 4 for number in (1, shared.NUM_ROOMS)]
 VALUES = np.arange(NUM_BYTES // 4, dtype=np.float32)
 
 pytestmark = pytest.mark.skipif(not shared.machine(), reason="this system has no memory to share")
@@ -240,7 +241,7 @@ def test_the_rooms_of_a_worker_that_has_gone_are_free_and_what_it_still_reads_is
     assert set(values(found)) == {2}
 
 
-@pytest.mark.parametrize("offset", [0, shared.HEAD_BYTES - 4, 1 << 40, 2**64 - 1])
+@pytest.mark.parametrize("offset", [0, shared.HEAD_BYTES - 4, 1 << 40, 2**64 - 1, *ENDS_OF_ROOMS])
 def test_a_chunk_that_lies_in_no_room_is_refused(ends, offset):
     with pytest.raises(ValueError, match=f"there is no chunk of 8 bytes at {offset}"):
         ends.worker.found(ParameterChunk(1, 2, 3, b"", Reference(offset, 8)))

@@ -81,7 +81,7 @@ class Counted(deque):
         self.sent.append(message)
         kind = type(self.decode(message)).__name__
         self.num_messages[kind] += 1
-        self.num_bytes[kind] += codec.num_bytes(message) if isinstance(message, ParameterChunk) else len(message)
+        self.num_bytes[kind] += codec.message_bytes(message) if isinstance(message, ParameterChunk) else len(message)
         super().append(message)
 
 

@@ -118,7 +118,7 @@ def encode_parameter_chunk(chunk: ParameterChunk) -> tuple[bytes, Data]:
     return _parameter_header(chunk.attempt, chunk.version, chunk.chunk_index, len(chunk.data)), chunk.data
 
 
-def num_bytes(chunk: ParameterChunk) -> int:
+def message_bytes(chunk: ParameterChunk) -> int:
     """Return how long the ServerMessage that holds `chunk` is."""
     return _PARAMETERS.size + len(chunk.data)
 

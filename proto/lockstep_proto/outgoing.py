@@ -113,7 +113,7 @@ class Outgoing:
         message = self._waiting[0]
         pieces: list[Buffer] = []
         size = 0
-        while message and size < room:
+        while message and (size < room or not message[0]):
             piece = message.popleft()
             if size + len(piece) > room:
                 view = memoryview(piece)

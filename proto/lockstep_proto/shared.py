@@ -24,7 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 LEAST_BYTES = 1 << 17  # to copy a smaller message through the stream costs less than to refer to it
-NUM_ROOMS = 8  # versions, present, next and on their way, twice; a page takes memory when it is first written to
+# Of versions: present, next, best, those being kept, and older ones that some worker still has. Where none is free, a
+# version is made elsewhere and goes through sockets. A page takes memory when it is first written to.
+NUM_ROOMS = 8
 TOKEN_BYTES = 16  # at the beginning of either file
 HEAD_BYTES = mmap.PAGESIZE
 STATES = 128  # where the slots' states begin in the head, a byte each

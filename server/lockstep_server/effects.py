@@ -21,7 +21,7 @@ class Send(NamedTuple):
     def num_bytes(self) -> int:
         """How long the message is where all of it goes through a stream."""
         message = self.message
-        return codec.num_bytes(message) if isinstance(message, ParameterChunk) else len(message)
+        return codec.message_bytes(message) if isinstance(message, ParameterChunk) else len(message)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,19 +31,20 @@ class Outbox:
         self._messages.append((version, message))
         self._filled()
 
-    def put_if_empty(self, version: int, message: Message) -> None:
+    def put_if_empty(self, message: bytes) -> None:
         """Queue a message unless others wait, which say as much."""
         if not self._messages and not self._closing:
-            self.put(version, message)
+            self.put(None, message)
 
     def behind(self, version: int) -> bool:
         """Whether a message of `version` would be one version too many."""
-        oldest = self._messages[0][0] if self._messages else None
-        return oldest is not None and version - oldest >= MAX_VERSIONS
+        oldest = next((queued for queued, _ in self._messages if queued is not None), version)
+        return version - oldest >= MAX_VERSIONS
 
-    def clear(self) -> None:
-        """Throw away what is queued of versions."""
-        self._messages = deque(queued for queued in self._messages if queued[0] is None)
+    def replace(self, message: bytes) -> None:
+        """Throw away what is queued of versions, and queue a message that says so, once."""
+        self._messages = deque(queued for queued in self._messages if queued[0] is None and queued[1] != message)
+        self.put(None, message)
 
     def close(self, message: bytes | None) -> None:
         """Queue the last message, or none, unless that has been done already."""

@@ -264,7 +264,7 @@ class JobRun:
                 self._carry(self.training.tick(self._clock()))
                 self._workers_changed()
                 for outbox in self._outboxes.values():
-                    outbox.put_if_empty(self.training.version, _HEARTBEAT)
+                    outbox.put_if_empty(_HEARTBEAT)
 
     def _look(self) -> None:
         self._look_at_s = math.inf
@@ -297,8 +297,7 @@ class JobRun:
                 case Notice(severity, message):
                     self._listener.event(severity, message)
                 case Forget(worker_id):
-                    self._outboxes[worker_id].clear()
-                    self._outboxes[worker_id].put(self.training.version, _FORGET)
+                    self._outboxes[worker_id].replace(_FORGET)
                 case Listen(worker_id, listens):
                     self._outboxes[worker_id].listen(listens)
                 case Dismiss(worker_id, reason, refused):

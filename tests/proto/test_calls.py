@@ -14,6 +14,7 @@ from lockstep_proto import frames
 from lockstep_proto.calls import ClientCall, Ended, HalfClosed, Opened, ServerCall
 from lockstep_proto.frames import Kind
 from lockstep_proto.incoming import BUFFER_BYTES, ConnectionBrokenError
+from lockstep_proto.outgoing import Outgoing
 
 PATH = "/some.Service/Method"
 MAX_BYTES = 1 << 22
@@ -298,3 +299,10 @@ def test_grpcio_as_the_server_gives_them_back():
     served.stop(None).wait()
     assert [events.get() for _ in LARGE] == LARGE
     assert events.get() == Ended(StatusCode.ABORTED, "that is äll")
+
+
+def test_a_message_that_just_fits_the_window_waits_for_nothing():
+    outgoing = Outgoing()
+    outgoing.begin(1)
+    outgoing.message(bytes(frames.FIRST_WINDOW_BYTES - frames.MESSAGE_HEADER_BYTES), b"")
+    assert not outgoing.waits

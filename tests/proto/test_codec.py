@@ -74,7 +74,7 @@ def test_the_places_of_parameter_chunks_go_both_ways(chunk):
 
 @given(PARAMETER_CHUNKS)
 def test_a_parameter_chunk_is_as_long_as_it_says(chunk):
-    assert codec.num_bytes(chunk) == len(parameter_message(chunk))
+    assert codec.message_bytes(chunk) == len(parameter_message(chunk))
 
 
 @given(NODE_CHUNKS, st.integers(16, 500), st.binary(max_size=20))

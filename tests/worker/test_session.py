@@ -1,11 +1,13 @@
 """The session by its events and effects alone."""
 
+import weakref
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lockstep_proto.codec import ParameterChunk
+from lockstep_proto.codec import ParameterChunk, Reference
 from lockstep_proto.spec import read_spec, to_dict
 from lockstep_proto.v1 import service_pb2, training_pb2
 from lockstep_worker.errors import DataError
@@ -157,6 +159,32 @@ def test_who_was_told_to_forget_goes_on_with_a_version_that_comes_whole(computin
     (again,) = computing.session.computed()
     assert not computing.session.superseded(again)
     np.testing.assert_array_equal(again.parameters, 0.0)
+
+
+@pytest.mark.parametrize("ends_by", ["lost", "goodbye", "forget", "leave"])
+def test_memory_of_the_server_is_let_go_with_the_stream_that_lent_it(welcomed, ends_by):
+    rooms = [np.full(6, version, np.float32).view(np.uint8) for version in (0, 1)]
+    for version, room in enumerate(rooms):
+        places = [Reference(0, 16), Reference(16, 8)] if version == 0 else [Reference(0, 16)]
+        welcomed.hear(*(ParameterChunk(1, version, i, room.data, place) for i, place in enumerate(places)))
+        if version == 0:
+            (first,) = welcomed.hear(work(0))
+            assert np.may_share_memory(first.parameters, room)
+    known = [weakref.ref(room) for room in rooms]
+    del rooms, room
+    assert all(room() is not None for room in known)
+    last_words = {"goodbye": goodbye("the job has ended"), "forget": FORGET}
+    if ends_by == "lost":
+        welcomed.lost()
+    elif ends_by == "leave":
+        welcomed.session.leave()
+    else:
+        welcomed.hear(last_words[ends_by])
+    assert known[1]() is None
+    assert known[0]() is not None, "it is still computed from"
+    del first
+    welcomed.session.computed()
+    assert known[0]() is None
 
 
 @pytest.mark.parametrize("kind", [EVALUATE, EXAMINE, WAIT])

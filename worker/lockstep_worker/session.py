@@ -181,7 +181,7 @@ class Session:
         self._num_failed += 1
         self._opened_s = None
         self._welcomed = self._useful = False
-        self._begin_round(None)
+        self._drop_all()
         return [Dial(wait_s, reason, first)]
 
     def leave(self) -> Sequence[Effect]:
@@ -230,9 +230,15 @@ class Session:
         return self._next()
 
     def _forget(self) -> Sequence[Effect]:
-        self._welcome_first().restart()
-        self._begin_round(None)
+        self._welcome_first()
+        self._drop_all()
         return _NOTHING
+
+    def _drop_all(self) -> None:
+        """Drop the versions, which may lie in memory that the server lent on the stream, and the work."""
+        if self._following is not None:
+            self._following.restart()
+        self._begin_round(None)
 
     def _begin_round(self, position: tuple[int, training_pb2.WorkKind.ValueType] | None) -> None:
         self._position = position
@@ -255,7 +261,7 @@ class Session:
 
     def _end(self, end: End) -> Sequence[Effect]:
         self._ended = True
-        self._begin_round(None)
+        self._drop_all()
         return [end]
 
 
