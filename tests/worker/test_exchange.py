@@ -55,6 +55,7 @@ class Server:
 
     def __init__(self):
         self.streams = queue.Queue()
+        self.workers = []
         self.server = grpc.server(futures.ThreadPoolExecutor(8), options=list(channels.server_options()))
         handler = grpc.stream_stream_rpc_method_handler(self._serve, codec.decode_worker_message, None)
         handlers = grpc.method_handlers_generic_handler("lockstep.v1.TrainingService", {"Exchange": handler})
@@ -93,13 +94,17 @@ class Stream:
         for message in messages:
             self.outgoing.put(message)
 
-    def hear(self):
-        """The kind of the next message that is no heartbeat; a chunk has none."""
+    def next(self):
+        """The next message that is no heartbeat, and its kind; a chunk has none."""
         while True:
             message = self.incoming.get(timeout=WAIT_S)
             kind = None if isinstance(message, codec.NodeChunk) else message.WhichOneof("kind")
             if kind != "heartbeat":
-                return kind
+                return message, kind
+
+    def hear(self):
+        """The kind of the next message."""
+        return self.next()[1]
 
 
 @pytest.fixture
@@ -110,9 +115,11 @@ def server():
 
 
 @pytest.fixture
-def pool():
+def pool(server):
     with futures.ThreadPoolExecutor() as made:
         yield made
+        for worker in server.workers:
+            worker.leave()  # one whose test has failed would dial for ever
 
 
 @pytest.fixture
@@ -121,7 +128,9 @@ def worker(server):
 
 
 def worker_of(server, fetch=lambda shard: SHARD):
-    return Worker("w", "job", f"127.0.0.1:{server.port - 1}", num_cpus=1, training=fetch, validation=fetch)
+    made = Worker("w", "job", f"127.0.0.1:{server.port - 1}", num_cpus=1, training=fetch, validation=fetch)
+    server.workers.append(made)
+    return made
 
 
 def own_threads():
@@ -222,7 +231,7 @@ def test_newer_work_is_seen_by_the_computation_under_way(server, pool):
     computation = 1
     stream.say(welcome(), version(0), work(0))
     assert stream.hear() == "hello"
-    chunk = stream.incoming.get(timeout=WAIT_S)
+    chunk, _ = stream.next()
     assert chunk.step == 1, "nothing is sent of the step that was left off"
     assert fetched == list(range(SPEC.shards)), "shard 0, then newer work, and with that the others"
     stream.say(GOODBYE, None)
@@ -248,7 +257,7 @@ def run_steps(server, pool, worker, num_steps):
     assert stream.hear() == "hello"
     for step in range(num_steps):
         stream.say(version(step), work(step))
-        assert stream.incoming.get(timeout=WAIT_S).step == step
+        assert stream.next()[0].step == step
     stream.say(GOODBYE, None)
     assert running.result(WAIT_S) == "that is all"
 
@@ -317,7 +326,7 @@ def test_what_has_come_meanwhile_is_read_before_the_next_computation(server, poo
         held.go_on.wait(0.001)
     held.go_on.set()
     assert held.stream.hear() == "hello"
-    assert [held.stream.incoming.get(timeout=WAIT_S).step for _ in range(2)] == [0, 200]
+    assert [held.stream.next()[0].step for _ in range(2)] == [0, 200]
     held.end()
 
 
