@@ -1,5 +1,7 @@
 """Processes that a benchmark starts, and what they cost."""
 
+import collections
+import contextlib
 import json
 import os
 import subprocess
@@ -46,6 +48,20 @@ def cpu_s(pid: int) -> float:
     """Return the CPU seconds that a process's threads have used, those of the kernel for them included."""
     threads = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+
+
+def children() -> dict[int, list[int]]:
+    """Return the processes that every process has started."""
+    found = collections.defaultdict[int, list[int]](list)
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            found[int(stat.read_text().rpartition(")")[2].split()[1])].append(int(stat.parent.name))
+    return found
+
+
+def command(pid: int) -> str:
+    """Return what a process was started with."""
+    return Path(f"/proc/{pid}/cmdline").read_text()
 
 
 def main_thread_cpu_s(pid: int) -> float:

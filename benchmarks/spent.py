@@ -1,16 +1,16 @@
 """Where the time of the cores goes while a local cluster trains: to computing, to the workers' rest, to the server."""
 
+import contextlib
 import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import lockstep
 from benchmarks.networks import Case
+from benchmarks.processes import children, command, cpu_s
 
 SERVER, FLEET = "lockstep_server.main", "lockstep_worker.fleet_main"
-_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -27,56 +27,36 @@ class _Sample:
     step: int
     wall_s: float
     server_s: float
-    fleet_s: float
+    fleet_s: dict[int, float]  # by process
+
+    def fleet_since(self, first: "_Sample") -> float:
+        """Return what the fleet has used since; of a process that has ended meanwhile nothing is known."""
+        return sum(used_s - first.fleet_s.get(pid, 0.0) for pid, used_s in self.fleet_s.items())
 
 
 def watch(updates: Iterable[lockstep.Update], case: Case) -> Spent:
     """Follow a job of this process's only local cluster to its end; what counts are the steps after its warm-up."""
-    children = _children()
-    server, fleet = (_find(children.get(os.getpid(), []), module) for module in (SERVER, FLEET))
+    mine = {module: pid for pid in children()[os.getpid()] for module in (SERVER, FLEET) if module in command(pid)}
     samples: list[_Sample] = []
     for update in updates:
         if update.job.state == "running" and update.job.step >= case.warmup_epochs * case.steps_per_epoch:
-            used_s = cpu_s(server), sum(map(cpu_s, descendants(fleet)))
-            samples.append(_Sample(update.job.step, time.monotonic(), *used_s))
+            samples.append(_Sample(update.job.step, time.monotonic(), cpu_s(mine[SERVER]), _used_s(mine[FLEET])))
     first, last = samples[0], samples[-1]
     steps = (last.step - first.step) / 1000
     return Spent(
         (last.server_s - first.server_s) / steps,
-        (last.fleet_s - first.fleet_s) / steps,
+        last.fleet_since(first) / steps,
         (last.wall_s - first.wall_s) / steps,
     )
 
 
-def cpu_s(pid: int) -> float:
-    """Return the CPU seconds of a process, those of its threads that have ended and of the kernel for it included."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0  # it has ended
-    return (int(fields[11]) + int(fields[12])) * _TICK_S
-
-
-def descendants(pid: int) -> list[int]:
-    """Return a process and all that it has started, or that those have."""
-    children = _children()
-    found = [pid]
+def _used_s(pid: int) -> dict[int, float]:
+    """Return the CPU seconds of a process, and of all that it has started or that those have, by process."""
+    started, found = children(), [pid]
     for parent in found:
-        found += children.get(parent, [])
-    return found
-
-
-def _children() -> dict[int, list[int]]:
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-            children.setdefault(parent, []).append(int(entry.name))
-    return children
-
-
-def _find(pids: Iterable[int], module: str) -> int:
-    return next(pid for pid in pids if module in Path(f"/proc/{pid}/cmdline").read_text())
+        found += started[parent]
+    used_s = {}
+    for process in found:
+        with contextlib.suppress(OSError):  # it has ended
+            used_s[process] = cpu_s(process)
+    return used_s

@@ -443,14 +443,20 @@ def test_a_worker_that_comes_twice_is_heard_on_its_newer_stream_alone():
         assert host.call(comes_twice()) == (True, 1, 0)
 
 
+def outbox_of(run):
+    """Have a worker `w` join, which reads nothing. Return its outbox."""
+    hello = training_pb2.WorkerHello(job_id="job", worker_id="w", num_cpus=1)
+    run.numerics = hello.numerics
+    outbox = Outbox(Taken())
+    run.join(hello, outbox)
+    return outbox
+
+
 def test_a_worker_that_is_not_needed_is_told_to_forget_what_it_has():
     with Host() as host:
-        hello = training_pb2.WorkerHello(job_id="job", worker_id="w", num_cpus=1)
-        host.run.numerics = hello.numerics
 
         async def falls_behind():
-            outbox = Outbox(Taken())
-            host.run.join(hello, outbox)
+            outbox = outbox_of(host.run)
             host.run._carry(host.run.training.worker_behind("w"))
             return [outbox.pop() for _ in range(3)]
 
@@ -462,12 +468,9 @@ def test_a_worker_that_is_not_needed_is_told_to_forget_what_it_has():
 
 def test_who_has_not_read_yet_that_it_is_to_forget_gets_all_of_what_it_is_given_then():
     with Host() as host:
-        hello = training_pb2.WorkerHello(job_id="job", worker_id="w", num_cpus=1)
-        host.run.numerics = hello.numerics
 
         async def is_slow():
-            outbox = Outbox(Taken())
-            host.run.join(hello, outbox)
+            outbox = outbox_of(host.run)
             for _ in range(3):
                 host.run._carry(host.run.training.worker_behind("w"))
             later = host.run.training.version + MAX_VERSIONS

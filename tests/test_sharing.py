@@ -3,6 +3,8 @@
 import errno
 import mmap
 import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -278,6 +280,31 @@ def test_a_slot_is_given_back_when_nobody_refers_to_its_message(ends):
     assert ends.worker.write(chunk(3)).offset not in (first.offset, second.offset)
     del part
     assert ends.worker.write(chunk(4)).offset == first.offset
+
+
+def test_a_worker_may_be_a_gradient_of_100_mb_ahead(ends):
+    assert ends.sharing.place.slots.num_bytes >= 100e6
+
+
+def mapped_bytes(address):
+    """How much of the mapping at an address is in memory, and counts as this process's."""
+    mappings = Path("/proc/self/smaps").read_text().split("VmFlags")
+    (mapping,) = [mapping for mapping in mappings if f"\n{address:x}-" in mapping]
+    return 1024 * int(re.search(r"^Rss: +(\d+) kB", mapping, re.M)[1])
+
+
+@pytest.mark.parametrize(("kept", "is_kept"), [(1 << 30, True), (0, False)])
+def test_slots_beyond_those_that_are_kept_mapped_are_not_once_they_are_given_back(ends, monkeypatch, kept, is_kept):
+    monkeypatch.setattr(sharing, "KEPT_BYTES", kept)
+    begin = np.frombuffer(ends.sharing._slots.map, np.uint8).ctypes.data
+    before = mapped_bytes(begin)
+    for value in range(3):
+        message = ends.sharing.message(ends.worker.write(chunk(value)))
+        assert codec.decode_worker_message(message).step == value
+        assert bytes(message).endswith(VALUES.tobytes())
+        assert mapped_bytes(begin) >= before + VALUES.nbytes
+        del message
+        assert (mapped_bytes(begin) >= before + VALUES.nbytes) == is_kept
 
 
 def test_a_worker_without_a_free_slot_sends_through_the_stream(ends):

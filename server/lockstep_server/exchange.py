@@ -9,7 +9,7 @@ from grpc import StatusCode
 from lockstep_proto import codec, failpoints
 from lockstep_proto.v1 import training_pb2
 from lockstep_server.outbox import Outbox
-from lockstep_server.run import JobRun, goodbye
+from lockstep_server.run import JOB_HAS_ENDED, JobRun
 from lockstep_server.sharing import Sharing
 
 
@@ -87,7 +87,7 @@ class Conversation:
                 self._run.gone(self._worker_id, self.outbox)
 
     def _begin(self, first: codec.NodeChunk | training_pb2.WorkerMessage) -> None:
-        """Let the worker in. One whose job does not run now is told to dial again, one whose job has ended to end."""
+        """Let the worker in, if its job runs."""
         if isinstance(first, codec.NodeChunk) or first.WhichOneof("kind") != "hello":
             self._refuse(StatusCode.INVALID_ARGUMENT, "the first message must be a hello")
             return
@@ -97,15 +97,19 @@ class Conversation:
             return
         failpoints.hit("server.exchange.hello")
         run = self._find_run(hello.job_id)
-        if run is None and self._has_ended(hello.job_id):
-            self.ended()
-            self.outbox.close(goodbye("the job has ended", refused=False))
-            return
         if run is None:
-            self._refuse(StatusCode.UNAVAILABLE, f"job {hello.job_id} does not run now")
+            self._turn_away(hello.job_id)
             return
         self._run, self._worker_id = run, hello.worker_id
         self._sharing = run.join(hello, self.outbox)
+
+    def _turn_away(self, job_id: str) -> None:
+        """Answer a worker whose job does not run: whether to dial again depends on whether it ever will."""
+        if self._has_ended(job_id):
+            self.ended()
+            self.outbox.close(JOB_HAS_ENDED)
+        else:
+            self._refuse(StatusCode.UNAVAILABLE, f"job {job_id} does not run now")
 
     def _referred(self, message: codec.Data) -> codec.Data:
         """Return the message that another one refers to, or that one itself. Raises DecodeError, ValueError."""

@@ -156,7 +156,7 @@ class JobRun:
         refusal = self._refusal(hello)
         if refusal:
             self._listener.event(service_pb2.SEVERITY_WARNING, refusal)
-            outbox.close(goodbye(refusal, refused=True))
+            outbox.close(_goodbye(refusal, refused=True))
             return None
         former = self._outboxes.get(hello.worker_id)
         if former is not None:
@@ -303,14 +303,14 @@ class JobRun:
                 case Dismiss(worker_id, reason, refused):
                     if worker_id in self._outboxes:
                         self._outboxes[worker_id].listen(True)
-                        self._outboxes[worker_id].close(goodbye(reason, refused=refused))
+                        self._outboxes[worker_id].close(_goodbye(reason, refused=refused))
                     self.expelled.add(worker_id)
                     self._listener.gave_up(worker_id)
                 case Ended(outcome):
                     failpoints.hit("server.run.ended")
                     self.close()
                     rewinds = outcome.state == service_pb2.JOB_STATE_RUNNING
-                    last_word = None if rewinds else goodbye("the job has ended", refused=False)
+                    last_word = None if rewinds else JOB_HAS_ENDED
                     for outbox in self._outboxes.values():  # those of workers that were given up, too
                         outbox.listen(True)
                         outbox.close(last_word)
@@ -334,10 +334,10 @@ class JobRun:
         self._listener.changed()
 
 
+def _goodbye(reason: str, *, refused: bool) -> bytes:
+    return training_pb2.ServerMessage(goodbye=training_pb2.Goodbye(reason=reason, refused=refused)).SerializeToString()
+
+
+JOB_HAS_ENDED = _goodbye("the job has ended", refused=False)
 _FORGET = training_pb2.ServerMessage(forget=training_pb2.Forget()).SerializeToString()
 _HEARTBEAT = training_pb2.ServerMessage(heartbeat=training_pb2.Heartbeat()).SerializeToString()
-
-
-def goodbye(reason: str, *, refused: bool) -> bytes:
-    """Return the last message to a worker."""
-    return training_pb2.ServerMessage(goodbye=training_pb2.Goodbye(reason=reason, refused=refused)).SerializeToString()
