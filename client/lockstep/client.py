@@ -1,5 +1,6 @@
 """The connection to a server."""
 
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from lockstep.model import Model
     from lockstep.submission import Spec
     from lockstep.verifying import Verification
+
+CLOSE_S = 1.0  # for the end of calls after Ctrl-C: one that it came into while it began would never end
 
 
 class Client:
@@ -118,9 +121,13 @@ class Client:
         It begins at the newest kept checkpoint at or before `from_step` (default: at the oldest that is kept), or
         else as the job began, and goes to the version `to_step` (default: the last). The recomputing is a job of its
         own, which is deleted afterwards. Raises JobStateError if that does not succeed, ValueError for steps that the
-        job has not done, and WaitTimeoutError.
+        job has not done, and WaitTimeoutError. Ctrl-C ends it, too.
         """
-        return self.get(job_id).verify(from_step=from_step, to_step=to_step, progress=progress, timeout_s=timeout_s)
+        from lockstep.interrupts import held
+
+        with held() as signals:
+            job = signals.run(lambda: self.get(job_id))
+            return job.verify(from_step=from_step, to_step=to_step, progress=progress, timeout_s=timeout_s)
 
     def diff(self, job_id: str, other_id: str) -> "Comparison":
         """Compare what is recorded of two jobs: where they part, and what they were given that differs."""
@@ -151,8 +158,14 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if kind is None or not issubclass(kind, KeyboardInterrupt):
+            self.close()
+            return
+        self._is_closed = True
+        closing = threading.Thread(target=self._channel.close, daemon=True)  # gRPC waits for calls that were torn
+        closing.start()
+        closing.join(CLOSE_S)
 
     def __repr__(self) -> str:
         return f"<Client of {self.address}{', closed' if self._is_closed else ''}>"

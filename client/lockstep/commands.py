@@ -8,6 +8,7 @@ from typing import Any
 from lockstep import addresses, background, submission
 from lockstep.client import Client
 from lockstep.errors import InvalidSpecError, JobFailedError
+from lockstep.interrupts import held
 from lockstep.job import Job, JobState
 from lockstep.model import Model
 from lockstep.output import (
@@ -120,7 +121,7 @@ def checkpoints(options: argparse.Namespace) -> None:
 def verify(options: argparse.Namespace) -> None:
     """Recompute a job."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the job that recomputes it would stay
-    with Client(options.server) as client:
+    with held(), Client(options.server) as client:
         found = client.verify(
             options.id, from_step=options.from_step, to_step=options.to_step, progress=True, timeout_s=options.timeout
         )

@@ -236,11 +236,14 @@ class Job:
         timeout_s: float | None = None,
     ) -> "Verification":
         """Recompute a range of its steps and compare them with what is recorded; see Client.verify."""
+        from lockstep.interrupts import held
         from lockstep.verifying import verify
 
-        return verify(
-            self._client, self.refresh(), from_step=from_step, to_step=to_step, progress=progress, timeout_s=timeout_s
-        )
+        with held() as signals:
+            signals.run(self.refresh)
+            return verify(
+                self._client, self, from_step=from_step, to_step=to_step, progress=progress, timeout_s=timeout_s
+            )
 
     def refresh(self, *, timeout_s: float = CALL_S) -> "Job":
         """Ask the server how the job stands now."""

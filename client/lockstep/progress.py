@@ -65,9 +65,12 @@ class Display:
         self._width = 0
         self._written_s: float | None = None
         self._last = ""
+        self._is_closed = False
 
     def show(self, update: "Update") -> None:
-        """Show one update: events that matter as lines of their own, then the state of things."""
+        """Show one update: events that matter as lines of their own, then the state of things; nothing once closed."""
+        if self._is_closed:
+            return
         for event in update.events:
             if event.severity != "info":
                 self._line(f"{event.severity}: {event.message}")
@@ -84,6 +87,9 @@ class Display:
 
     def close(self) -> None:
         """Leave the line."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         if self._in_place and self._width:
             self._out.write("\n")
             self._out.flush()

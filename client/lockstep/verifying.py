@@ -3,14 +3,15 @@
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lockstep.calls import CALL_S
+from lockstep.calls import CALL_S, Deadline
 from lockstep.comparing import Comparison, Record, compare
 from lockstep.errors import JobStateError, LockstepError, WaitTimeoutError
+from lockstep.interrupts import Held, held
 from lockstep.job import Job, JobState
 from lockstep.progress import Display, show
 from lockstep_proto.rules import MAX_NAME
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from lockstep.client import Client
 
 SUFFIX = "-verify"  # of the name of the job that recomputes
+LEAVING_S = 15.0  # for the deletion of the job; the server stops one that runs within 10 s
+SETTLING_S = 1.0  # for what watches the job to see that it is deleted
 log = logging.getLogger("lockstep")
 
 
@@ -89,37 +92,49 @@ def verify(
     timeout_s: float | None,
 ) -> Verification:
     """See Client.verify."""
-    plan = Plan.of(job, [checkpoint.version for checkpoint in job.checkpoints()], from_step, to_step)
-    with _made_for_the_moment(client, plan.spec(job)) as again:
-        display = Display(sys.stderr) if progress else None
-        try:
-            show(again, display, timeout_s=timeout_s)
-        except WaitTimeoutError:
-            raise WaitTimeoutError(f"the verification of job {job.id} was not done after {timeout_s:g} s") from None
-        if again.state is not JobState.SUCCEEDED:
-            reason = f"the job that recomputes it has {again.state}: {again.message}"
-            raise JobStateError(f"job {job.id} cannot be verified: {reason}")
-        comparison = compare(Record.of(job), Record.of(again))
-        return Verification(job.id, again.start_version, plan.to_step, comparison)
+    with held() as signals:
+        kept = [checkpoint.version for checkpoint in signals.run(job.checkpoints)]
+        plan = Plan.of(job, kept, from_step, to_step)
+        with _made_for_the_moment(client, plan.spec(job), signals) as again:
+            _follow(again, job, signals, progress=progress, timeout_s=timeout_s)
+            comparison = signals.run(lambda: compare(Record.of(job), Record.of(again)))
+            return Verification(job.id, again.start_version, plan.to_step, comparison)
+
+
+def _follow(again: Job, job: Job, signals: Held, *, progress: bool, timeout_s: float | None) -> None:
+    """Wait until the job has been recomputed. Raises JobStateError and WaitTimeoutError."""
+    display = Display(sys.stderr) if progress else None
+    try:
+        signals.run(lambda: show(again, display, timeout_s=timeout_s))
+    except KeyboardInterrupt:
+        if display is not None:
+            display.close()  # the end of the job is no news
+        raise
+    except WaitTimeoutError:
+        raise WaitTimeoutError(f"the verification of job {job.id} was not done after {timeout_s:g} s") from None
+    if again.state is not JobState.SUCCEEDED:
+        reason = f"the job that recomputes it has {again.state}: {again.message}"
+        raise JobStateError(f"job {job.id} cannot be verified: {reason}")
 
 
 @contextmanager
-def _made_for_the_moment(client: "Client", spec: job_pb2.JobSpec) -> Iterator[Job]:
-    """Submit a job, and delete it in any case.
-
-    It is submitted in a thread, since an interrupt that cut the call off would leave a job whose id nobody knows.
-    """
-    with ThreadPoolExecutor(1) as thread:
-        submitted = thread.submit(client.submit, spec, timeout_s=CALL_S)
-        try:
-            yield submitted.result()
-        finally:
-            if submitted.exception() is None:
-                _delete(submitted.result())
-
-
-def _delete(job: Job) -> None:
+def _made_for_the_moment(client: "Client", spec: job_pb2.JobSpec, signals: Held) -> Iterator[Job]:
+    """Submit a job, and delete it in any case: an interrupt waits for the id of what is being submitted."""
+    submitted = signals.start(lambda: client.submit(spec, timeout_s=CALL_S))
     try:
-        job.delete()
+        yield signals.wait(submitted)
+    finally:
+        deadline = Deadline(LEAVING_S)
+        wait([submitted], deadline.left_s)
+        if not submitted.done():
+            log.warning("the server has not answered; a job named %s may have to be deleted", spec.name)
+        elif submitted.exception() is None:
+            _delete(submitted.result(), deadline)
+            signals.settle(SETTLING_S)
+
+
+def _delete(job: Job, deadline: Deadline) -> None:
+    try:
+        job.delete(timeout_s=deadline.left_s)
     except LockstepError as error:
         log.warning("job %s (%s) could not be deleted: %s", job.id, job.name, error)

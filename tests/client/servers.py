@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
+
+import pytest
 
 import lockstep
 from lockstep_server.server import Server
@@ -36,9 +39,10 @@ def _is_free(port: int) -> bool:
 
 
 @contextlib.contextmanager
-def command_process(client: lockstep.Client, *arguments: Any) -> Iterator[subprocess.Popen[str]]:
+def command_process(server: lockstep.Client | str, *arguments: Any) -> Iterator[subprocess.Popen[str]]:
     """A command as a process of its own, on which Ctrl-C acts as in a terminal."""
-    command = ["env", "--default-signal=INT", f"LOCKSTEP_SERVER={client.address}", sys.executable]
+    address = server if isinstance(server, str) else server.address
+    command = ["env", "--default-signal=INT", f"LOCKSTEP_SERVER={address}", sys.executable, "-X", "faulthandler"]
     with subprocess.Popen(
         [*command, "-m", "lockstep.cli", *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -49,6 +53,16 @@ def command_process(client: lockstep.Client, *arguments: Any) -> Iterator[subpro
             yield started
         finally:
             started.kill()
+
+
+def ended(running: subprocess.Popen[str], timeout_s: float = 30.0) -> tuple[str, str]:
+    """What a command has written when it has ended; one that does not end in time says where its threads are."""
+    try:
+        return running.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        running.send_signal(signal.SIGABRT)
+        out, err = running.communicate()
+        pytest.fail(f"not ended after {timeout_s:g} s\n{out}\n{err}")
 
 
 class ServerProcess:

@@ -16,7 +16,7 @@ import lockstep
 from lockstep import errors
 from lockstep_server import jobs as server_jobs
 from tests.client.samples import ENDLESS, SPEC, WAITING, Ran, Run, X, Y
-from tests.client.servers import ServerThread, command_process, free_port
+from tests.client.servers import ServerThread, command_process, ended, free_port
 
 pytestmark = pytest.mark.cluster
 
@@ -387,8 +387,7 @@ def interrupt_at(running: subprocess.Popen[str], pattern: str) -> tuple[str, str
     assert running.stdout is not None
     line = next(line for line in running.stdout if re.search(pattern, line))
     running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=30)
-    return line, err
+    return line, ended(running)[1]
 
 
 def test_ctrl_c_ends_the_watching_and_not_the_job(run: Run, client: lockstep.Client, job_file: Path) -> None:

@@ -95,6 +95,18 @@ def test_a_line_that_says_nothing_new_is_not_repeated(clock: list[float]) -> Non
     assert out.getvalue() == "digits  pending  waiting\n"
 
 
+@pytest.mark.parametrize("make", [io.StringIO, Terminal])
+def test_a_display_that_is_closed_shows_nothing_more(make: type[io.StringIO]) -> None:
+    out = make()
+    display = Display(out)
+    display.show(Update(job(**TRAINING)))
+    display.close()
+    shown = out.getvalue()
+    display.show(Update(job(**TRAINING | {"step": 121}), [], "the server went away"))
+    display.close()
+    assert out.getvalue() == shown
+
+
 def test_a_terminal_has_one_line_that_is_written_over() -> None:
     out = Terminal()
     display = Display(out)

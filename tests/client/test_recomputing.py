@@ -13,7 +13,7 @@ import lockstep
 from lockstep_proto.spec import to_dict
 from tests.client.processes import until
 from tests.client.samples import ENDLESS, SPEC, Run, X, Y
-from tests.client.servers import command_process
+from tests.client.servers import command_process, ended
 
 pytestmark = pytest.mark.cluster
 
@@ -145,7 +145,7 @@ def test_an_interrupted_verification_leaves_no_job(
     with command_process(client, "verify", job.id) as running:
         until(lambda: [found for found in client.list(states=["pending"]) if found.name == "long-verify"])
         running.send_signal(number)
-        _, err = running.communicate(timeout=30)
+        _, err = ended(running)
         assert running.returncode == 130
     assert "Traceback" not in err
     assert [found for found in client.list() if found.name == "long-verify"] == []

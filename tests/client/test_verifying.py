@@ -1,16 +1,18 @@
 """What a verification recomputes, and what becomes of the job that does it."""
 
+import itertools
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from datetime import UTC, datetime
+from types import FrameType
 from typing import Any
 
 import pytest
 
 from lockstep import verifying
-from lockstep.errors import JobStateError, NotFoundError, WaitTimeoutError
+from lockstep.errors import JobStateError, NotFoundError, ServerUnavailableError, WaitTimeoutError
 from lockstep.history import History
 from lockstep.job import Job
 from lockstep.records import Checkpoint, LedgerEntry
@@ -31,6 +33,7 @@ class FakeClient:
 
     def __init__(self, act: "Callable[[FakeClient, service_pb2.Job], None] | None" = None) -> None:
         self.jobs: dict[str, service_pb2.Job] = {}
+        self.submitted: list[str] = []
         self.deleted: list[str] = []
         self.kept = [300, 600, 870, 900]
         self.losses: dict[tuple[str, int], float] = {}
@@ -42,6 +45,7 @@ class FakeClient:
         return Job(self, self.jobs[job_id])  # type: ignore[arg-type]
 
     def submit(self, spec: Any, *, timeout_s: float) -> Job:
+        self.submitted.append("again")
         start = spec.start_from.version
         return self.make("again", spec=spec, state=State.JOB_STATE_PENDING, start_version=start, num_steps=spec.steps)
 
@@ -207,29 +211,117 @@ def test_it_is_deleted_when_a_person_interrupts() -> None:
     assert client.deleted == ["again"]
 
 
-def test_it_is_deleted_when_a_person_interrupts_before_the_server_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    waited = threading.Event()
-    result = Future.result
+@pytest.fixture
+def ctrl_c() -> Iterator[Callable[[], None]]:
+    """Sends a SIGINT, which acts as in a terminal, also where who runs this ignores it."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    signal.signal(signal.SIGINT, former)
 
-    def wait(future: Future[Any], *given: Any) -> Any:
-        waited.set()
-        return result(future, *given)
 
-    class Interrupting(FakeClient):
+class Interrupting(FakeClient):
+    """One whose job ends only when it is deleted, with a signal at the `point`-th thing that the main thread does."""
+
+    def __init__(self, point: int, ctrl_c: Callable[[], None]) -> None:
+        super().__init__()
+        self._left, self._ctrl_c = point, ctrl_c
+        self._interrupted, self._gone = threading.Event(), threading.Event()
+        self.waited = False
+
+    def verify(self) -> None:
+        job, former = done(self), sys.gettrace()
+        sys.settrace(self.trace)
+        try:
+            verified(self, job, progress=True)
+        finally:
+            sys.settrace(former)
+
+    def trace(self, frame: FrameType, event: str, argument: object) -> Any:
+        if not frame.f_code.co_filename.endswith(("/verifying.py", "/interrupts.py", "/job.py", "/contextlib.py")):
+            return None
+        self._left -= 1
+        if self._left == 0:
+            self._interrupted.set()
+            self._ctrl_c()
+        return self.trace
+
+    def _watch(self, job_id: str, *, timeout_s: float | None, known: Job) -> Iterator[Update]:
+        if not self._interrupted.wait(0.5):
+            self.waited = True
+            self._ctrl_c()  # the main thread waits for this one
+        assert self._gone.wait(30)
+        raise NotFoundError("no such job")
+        yield
+
+    def delete(self, job_id: str, *, timeout_s: float) -> int:
+        self._gone.set()
+        return super().delete(job_id, timeout_s=timeout_s)
+
+
+def test_it_is_deleted_wherever_a_person_interrupts(ctrl_c: Callable[[], None], capsys: Any) -> None:
+    num_submitted = 0
+    for point in itertools.count(1):
+        client = Interrupting(point, ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            client.verify()
+        assert client.jobs.keys() == {"original"}, f"interrupted at point {point}"
+        num_submitted += len(client.submitted)
+        if client.waited:
+            break
+    assert num_submitted > 10
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_interrupt_waits_for_the_answer_to_what_is_being_submitted(ctrl_c: Callable[[], None]) -> None:
+    class Slow(FakeClient):
         def submit(self, spec: Any, *, timeout_s: float) -> Job:
-            waited.wait()
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            ctrl_c()
             return super().submit(spec, timeout_s=timeout_s)
 
-    monkeypatch.setattr(Future, "result", wait)
-    client = Interrupting()
-    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs this in the background ignores it
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            verified(client, done(client))
-    finally:
-        signal.signal(signal.SIGINT, former)
+    client = Slow()
+    with pytest.raises(KeyboardInterrupt):
+        verified(client, done(client))
     assert client.deleted == ["again"]
+
+
+def test_an_interrupt_does_not_wait_for_ever_for_an_answer(
+    ctrl_c: Callable[[], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(verifying, "LEAVING_S", 0.05)
+    ending = threading.Event()
+
+    class Silent(FakeClient):
+        def submit(self, spec: Any, *, timeout_s: float) -> Job:
+            ctrl_c()
+            ending.wait()
+            raise ServerUnavailableError("no answer")
+
+    client = Silent()
+    with pytest.raises(KeyboardInterrupt):
+        verified(client, done(client))
+    ending.set()
+    assert caplog.messages == ["the server has not answered; a job named small-verify may have to be deleted"]
+
+
+def test_an_interrupt_does_not_wait_for_ever_for_the_deletion(
+    ctrl_c: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    given_s = []
+
+    class Keeping(FakeClient):
+        def delete(self, job_id: str, *, timeout_s: float) -> int:
+            given_s.append(timeout_s)
+            raise WaitTimeoutError("no answer")
+
+    def interrupt(client: FakeClient, job: service_pb2.Job) -> None:
+        ctrl_c()
+        finish(client, job)
+
+    client = Keeping(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        verified(client, done(client))
+    assert given_s == [pytest.approx(verifying.LEAVING_S, abs=1.0)]
+    assert caplog.messages == ["job again (small-verify) could not be deleted: no answer"]
 
 
 def test_it_is_deleted_when_the_time_is_over() -> None:
