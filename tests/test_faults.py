@@ -12,7 +12,7 @@ import pytest
 from lockstep_proto import codec
 from lockstep_proto.layout import Layout, digest
 from lockstep_proto.v1 import service_pb2
-from lockstep_server import update
+from lockstep_server import chunks
 from lockstep_worker.following import ProtocolError
 from tests import plain_loop
 from tests.one_thread import OneThreadCluster
@@ -40,7 +40,7 @@ def expected():
 
 @pytest.fixture(autouse=True)
 def _many_chunks(monkeypatch):
-    monkeypatch.setattr(update, "CHUNK_BYTES", 256)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 256)
 
 
 class Faults:

@@ -4,6 +4,7 @@ All of it is exact, so these tests hold what makes a step fast without measuring
 """
 
 import itertools
+import math
 import tracemalloc
 from collections import Counter, deque
 from dataclasses import replace
@@ -14,8 +15,8 @@ import pytest
 from lockstep_proto import codec
 from lockstep_proto.codec import NODE_HEADER_BYTES, PARAMETERS_HEADER_BYTES, NodeChunk, ParameterChunk
 from lockstep_proto.v1 import training_pb2
+from lockstep_server.chunks import CHUNK_BYTES
 from lockstep_server.room import own_memory
-from lockstep_server.update import CHUNK_BYTES
 from lockstep_worker.engine import Engine
 from lockstep_worker.following import Following, Task
 from tests.messages import parameter_message, read
@@ -95,10 +96,13 @@ def count(made):
 
 
 def chunk_elements(sizes, *, bfloat16=False):
-    """Elements of 1 MiB of float32; where bfloat16 travels, of a sixteenth of the whole if that is less."""
-    block = 65_536
-    many = max(num_parameters(sizes) // 16 // block, 1) * block
-    return min(CHUNK_BYTES // 4, many) if bfloat16 else CHUNK_BYTES // 4
+    """1 MiB at most, a sixteenth of the whole where bfloat16 travels; the first layer ends with a chunk."""
+    most, first = CHUNK_BYTES // 4, num_parameters(sizes[:2])
+    if bfloat16:
+        most = min(most, max(num_parameters(sizes) // 16, 1 << 14))
+    if num_parameters(sizes) <= most:
+        return most
+    return math.ceil(first / math.ceil(first / most))
 
 
 def num_chunks(sizes, *, bfloat16=False):

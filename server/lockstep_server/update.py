@@ -18,17 +18,16 @@ import numpy.typing as npt
 
 from lockstep_proto import bfloat16, failpoints
 from lockstep_proto.codec import ParameterChunk
-from lockstep_proto.layout import Chunking, Layout, clip_slices
+from lockstep_proto.layout import Layout, clip_slices
 from lockstep_proto.v1 import job_pb2
 from lockstep_server import norms, penalties
+from lockstep_server.chunks import chunking_of
 from lockstep_server.optimizers import State, optimizer_from_spec
 from lockstep_server.parameters import Draft
 from lockstep_server.room import Room, own_memory
 from lockstep_server.schedules import learning_rates
 
 Array = npt.NDArray[Any]
-CHUNK_BYTES = 1024 * 1024  # large enough that a message's cost in Python is small beside its bytes
-MANY_CHUNKS = 16  # what cannot be overlapped, the last chunk's way, is then little beside the others'
 
 
 class NotFiniteError(ArithmeticError):
@@ -39,24 +38,22 @@ class OverflowedError(ArithmeticError):
     """An update would make a parameter that is not finite."""
 
 
-def chunking_of(spec: job_pb2.JobSpec, layout: Layout, *, far: bool) -> Chunking:
-    """Return how the flat vector is cut. Chunks are whole blocks of the norms.
+@dataclass(frozen=True)
+class _Piece:
+    """What of a chunk lies in one block of the norms: that stays in a core's cache while all is done to it."""
 
-    Where the network may be slow, because workers are `far`, on other machines, or because the job's values travel as
-    bfloat16, they are so small that there are many of them: the sooner one has come, the sooner its update is on its
-    way back.
-    """
-    most = CHUNK_BYTES // layout.dtype.itemsize
-    many = max(layout.num_parameters // MANY_CHUNKS // norms.BLOCK, 1) * norms.BLOCK
-    return Chunking(layout.num_parameters, min(most, many) if far or bfloat16.travels(spec) else most)
+    part: slice  # of the flat vector
+    in_chunk: slice
+    block: "_Block"
+    weights: list[slice]  # the parts in W^l, counted from its beginning
 
 
 @dataclass(frozen=True)
 class _Block:
-    """A block of the norms: as much as stays in a core's cache while all is done that is to be done with it."""
+    """A block of the norms."""
 
+    number: int
     part: slice  # of the flat vector
-    in_chunk: slice
     weights: list[slice]  # the parts in W^l, counted from its beginning
     layers: list[tuple[int, slice]]  # the parts in W^l and b^l, and the layers' indices
 
@@ -91,10 +88,12 @@ class ParameterUpdate:
         self.rounds = bfloat16.travels(spec)  # what goes to workers
         self._clip_norm = spec.clip_norm if spec.HasField("clip_norm") else None
         ranges = [self.chunking.range(i) for i in range(self.chunking.num_chunks)]
-        self._blocks = [_blocks(self.layout, lo, hi) for lo, hi in ranges]  # of each chunk
+        blocks = _blocks(self.layout)
+        self._pieces = [_pieces(self.layout, blocks, lo, hi) for lo, hi in ranges]  # of each chunk
         largest = min(norms.BLOCK, self.layout.num_parameters)
         self._gradient = np.empty(self.layout.num_parameters if self._clip_norm else largest, self.layout.dtype)
-        self._scratch = np.empty(largest, np.float64)
+        self._squares = norms.BlockSquares(self.layout.num_parameters)
+        self._penalties = [0.0] * len(blocks)
         self._flagged = False  # by an operation whose result is not finite
         self._finite = all(np.isfinite(part).all() for part in (parameters, *self._state.values()))
         self.measure_layers = False
@@ -127,12 +126,9 @@ class ParameterUpdate:
 
     def _begin(self) -> None:
         """Begin the next version. What has gone out of one that was begun before stays as it is."""
-        num_chunks = len(self._blocks)
         self._draft(self.version + 1)
-        self._gradient_squares = [0.0] * self.layout.num_layers
-        self._parameter_squares = [0.0] * self.layout.num_layers
-        self._squares: list[list[float]] = [[] for _ in range(num_chunks)]
-        self._penalties: list[list[float]] = [[] for _ in range(num_chunks)]
+        self._layer_squares = [0.0] * self.layout.num_layers
+        self._squares.clear()
         self.learning_rate = self._learning_rates(self.version)
 
     def apply(self, chunk_index: int, gradient_sum: Array, weight: float) -> ParameterChunk | None:
@@ -147,22 +143,30 @@ class ParameterUpdate:
     def _applied(self, chunk_index: int, gradient_sum: Array, weight: float) -> ParameterChunk | None:
         w, out = self._present(chunk_index), self._next.values(chunk_index)
         divisor = self.layout.dtype.type(weight)
-        squares, values = self._squares[chunk_index], self._penalties[chunk_index]
         penalty = self._spec.penalty
-        for block in self._blocks[chunk_index]:
-            g = self._gradient_of(block)
-            np.divide(gradient_sum[block.in_chunk], divisor, out=g)
+        for piece in self._pieces[chunk_index]:
+            g = self._gradient_of(piece)
+            np.divide(gradient_sum[piece.in_chunk], divisor, out=g)
             if penalty.l1 or penalty.l2:
-                penalties.add_gradient(g, w[block.in_chunk], block.weights, penalty.l1, penalty.l2)
-                values.append(penalties.block_value(w[block.in_chunk], block.weights, penalty.l1, penalty.l2))
-            squares.append(norms.square_sum(g, self._scratch))
-            if not math.isfinite(squares[-1]):
-                raise NotFiniteError(f"the gradient of layer {self._layer_of(block, np.isfinite(g))} is not finite")
-            if self.measure_layers:
-                self._measure(self._gradient_squares, block, g)
+                penalties.add_gradient(g, w[piece.in_chunk], piece.weights, penalty.l1, penalty.l2)
+            squares = self._squares.put(piece.part.start, g)
+            if squares is not None:
+                self._block_done(piece.block, squares)
             if self._clip_norm is None:
-                self._update(block, out, w, g)
+                self._update(piece, out, w, g)
         return None if self._clip_norm else self._made(chunk_index)
+
+    def _block_done(self, block: _Block, squares: npt.NDArray[np.float64]) -> None:
+        """Do what is to be done with a block of the norms when all its pieces have come."""
+        if not math.isfinite(self._squares.sums[block.number]):
+            self._check(block.part, squares)
+        penalty = self._spec.penalty
+        if penalty.l1 or penalty.l2:
+            w = self.parameters[block.part]
+            self._penalties[block.number] = penalties.block_value(w, block.weights, penalty.l1, penalty.l2)
+        if self.measure_layers:
+            for layer, part in block.layers:
+                self._layer_squares[layer] += float(np.add.reduce(squares[part]))
 
     def finish(self) -> list[ParameterChunk]:
         """Update all chunks that have waited for the global norm. Return their messages. Raises OverflowedError."""
@@ -175,8 +179,9 @@ class ParameterUpdate:
     def commit(self) -> None:
         """Make the next version, which is whole, the present one."""
         if self.measure_layers:
-            self.gradient_norms = [math.sqrt(squares) for squares in self._gradient_squares]
-            self.parameter_norms = [math.sqrt(squares) for squares in self._parameter_squares]
+            self.gradient_norms = [math.sqrt(squares) for squares in self._layer_squares]
+            layers = map(self._next.whole().__getitem__, self.layout.layer_slices)
+            self.parameter_norms = [norms.norm(norms.square_sums(layer)) for layer in layers]
         self._take_over()
         spare = _like(self._state) if self._state_is_shared else self._state
         self._state, self._next_state, self._state_is_shared = self._next_state, spare, False
@@ -186,11 +191,11 @@ class ParameterUpdate:
 
     def gradient_norm(self) -> float:
         """Return ‖∇Q‖ of the step, with penalties, before clipping. All chunks must have been applied."""
-        return norms.norm(block for blocks in self._squares for block in blocks)
+        return norms.norm(self._squares.sums)
 
     def penalty(self) -> float:
         """Return the penalties' share of Q at the present version. All chunks must have been applied."""
-        return norms.total(block for blocks in self._penalties for block in blocks)
+        return norms.total(self._penalties)
 
     def optimizer_state(self) -> State:
         """Return the optimizer state of the present version. Its arrays are not written any more."""
@@ -207,40 +212,33 @@ class ParameterUpdate:
         lo, hi = self.chunking.range(chunk_index)
         return self.parameters[lo:hi]
 
-    def _gradient_of(self, block: _Block) -> Array:
-        """Return where the gradient of a block is made: all are kept only where clipping has to wait for the norm."""
-        return self._gradient[block.part] if self._clip_norm else self._gradient[: block.part.stop - block.part.start]
-
-    def _measure(self, layers: list[float], block: _Block, values: Array) -> None:
-        """Add the block's share to the squares of each layer; for people, not for the mathematics."""
-        for layer, part in block.layers:
-            layers[layer] += norms.square_sum(values[part], self._scratch)
+    def _gradient_of(self, piece: _Piece) -> Array:
+        """Return where the gradient of a piece is made: all are kept only where clipping has to wait for the norm."""
+        return self._gradient[piece.part] if self._clip_norm else self._gradient[: piece.part.stop - piece.part.start]
 
     def _clip(self, clip_norm: float) -> list[ParameterChunk]:
         norm = self.gradient_norm()
         with self._watched():
             if norm > clip_norm:
                 self._gradient *= self.layout.dtype.type(clip_norm / norm)
-            return [self._updated(chunk_index) for chunk_index in range(len(self._blocks))]
+            return [self._updated(chunk_index) for chunk_index in range(len(self._pieces))]
 
     def _updated(self, chunk_index: int) -> ParameterChunk:
         w, out = self._present(chunk_index), self._next.values(chunk_index)
-        for block in self._blocks[chunk_index]:
-            self._update(block, out, w, self._gradient_of(block))
+        for piece in self._pieces[chunk_index]:
+            self._update(piece, out, w, self._gradient_of(piece))
         return self._made(chunk_index)
 
-    def _update(self, block: _Block, out: Array, w: Array, g: Array) -> None:
-        out = out[block.in_chunk]
-        state = {name: values[block.part] for name, values in self._state.items()}
-        new = {name: values[block.part] for name, values in self._next_state.items()}
+    def _update(self, piece: _Piece, out: Array, w: Array, g: Array) -> None:
+        out = out[piece.in_chunk]
+        state = {name: values[piece.part] for name, values in self._state.items()}
+        new = {name: values[piece.part] for name, values in self._next_state.items()}
         rate = self.learning_rate
         self._flagged = not self._finite
-        self._optimizer.update(out, w[block.in_chunk], g, state, new, rate, self.num_updates, block.weights)
+        self._optimizer.update(out, w[piece.in_chunk], g, state, new, rate, self.num_updates, piece.weights)
         if self._flagged and not np.isfinite(out).all():
-            layer = self._layer_of(block, np.isfinite(out))
-            raise OverflowedError(f"the update of layer {layer} leaves the range of numbers")
-        if self.measure_layers:
-            self._measure(self._parameter_squares, block, out)
+            self._check(piece.part, self._squares.last)  # its block may not be whole yet
+            raise OverflowedError(f"the update of layer {self._layer_of(piece.part, out)} leaves the range of numbers")
 
     def _made(self, chunk_index: int) -> ParameterChunk:
         """Make the messages of a chunk whose values have been written. Return the one that goes to workers."""
@@ -257,20 +255,36 @@ class ParameterUpdate:
     def _flag(self, kind: str, flag: int) -> None:
         self._flagged = True
 
-    def _layer_of(self, block: _Block, finite: Array) -> int:
-        return self.layout.layer_of(block.part.start + int(np.argmin(finite)))
+    def _check(self, part: slice, squares: npt.NDArray[np.float64]) -> None:
+        if not np.isfinite(squares).all():
+            raise NotFiniteError(f"the gradient of layer {self._layer_of(part, squares)} is not finite")
+
+    def _layer_of(self, part: slice, values: Array) -> int:
+        """Return the layer of the first value of a part of the flat vector that is not finite."""
+        return self.layout.layer_of(part.start + int(np.argmin(np.isfinite(values))))
 
 
 def _like(state: State) -> State:
     return {name: np.empty_like(values) for name, values in state.items()}
 
 
-def _blocks(layout: Layout, lo: int, hi: int) -> list[_Block]:
-    """Cut a chunk into the blocks of the norms."""
+def _blocks(layout: Layout) -> list[_Block]:
+    """Return the blocks of the norms."""
+    starts = range(0, layout.num_parameters, norms.BLOCK)
+    ranges = [(lo, min(lo + norms.BLOCK, layout.num_parameters)) for lo in starts]
     return [
-        _Block(slice(a, b), slice(a - lo, b - lo), clip_slices(layout.weight_slices, a, b), _layers(layout, a, b))
-        for a, b in ((a, min(a + norms.BLOCK, hi)) for a in range(lo, hi, norms.BLOCK))
+        _Block(number, slice(lo, hi), clip_slices(layout.weight_slices, lo, hi), _layers(layout, lo, hi))
+        for number, (lo, hi) in enumerate(ranges)
     ]
+
+
+def _pieces(layout: Layout, blocks: list[_Block], lo: int, hi: int) -> list[_Piece]:
+    """Cut a chunk where blocks of the norms end."""
+    pieces = []
+    for block in blocks[lo // norms.BLOCK : -(-hi // norms.BLOCK)]:
+        a, b = max(block.part.start, lo), min(block.part.stop, hi)
+        pieces.append(_Piece(slice(a, b), slice(a - lo, b - lo), block, clip_slices(layout.weight_slices, a, b)))
+    return pieces
 
 
 def _layers(layout: Layout, lo: int, hi: int) -> list[tuple[int, slice]]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lockstep_server import update
+from lockstep_server import chunks
 from lockstep_server.crew import Crew, WorkerView
 from lockstep_server.effects import Listen
 from lockstep_server.holding import Holding
@@ -59,7 +59,7 @@ def test_silence_says_nothing_of_who_is_not_listened_to(crew: Crew) -> None:
 
 @pytest.mark.parametrize("shards", [3, 8, 13])
 def test_the_bound_holds_and_the_bits_are_the_same(shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(update, "CHUNK_BYTES", CHUNK_BYTES)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", CHUNK_BYTES)
 
     def train(most_bytes: int) -> tuple[bytes, int, int]:
         """Return the parameters, the most bytes that waited, and how often a worker was found held."""

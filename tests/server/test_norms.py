@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -18,33 +19,46 @@ def chunks(blocks_of_chunk):
     return [(lo, min(lo + size, SIZE)) for lo in range(0, SIZE, size)]
 
 
-def block_squares(values):
-    scratch = np.empty(BLOCK)
-    return [norms.square_sum(values[lo : lo + BLOCK], scratch) for lo in range(0, values.size, BLOCK)]
-
-
 def test_the_norm_is_close_to_the_exact_one():
     exact = math.sqrt(math.fsum(float(v) ** 2 for v in VECTOR.tolist()))
-    assert norms.norm(block_squares(VECTOR)) == pytest.approx(exact, rel=1e-13)
+    assert norms.norm(norms.square_sums(VECTOR)) == pytest.approx(exact, rel=1e-13)
 
 
-@pytest.mark.parametrize("blocks_of_chunk", [1, 2, 3])
-def test_chunks_do_not_show_in_the_bits_of_a_norm(blocks_of_chunk):
-    parts = [block_squares(VECTOR[lo:hi]) for lo, hi in chunks(blocks_of_chunk)]
-    joined = norms.norm(square for part in parts for square in part)
-    assert joined == norms.norm(block_squares(VECTOR))
+@pytest.mark.parametrize("elements", [BLOCK, 3 * BLOCK, 40_000, 100_000, SIZE])
+def test_the_cut_of_a_vector_and_the_order_of_its_pieces_do_not_show_in_the_bits(elements):
+    cuts = sorted({*range(0, SIZE, elements), *range(0, SIZE, BLOCK), SIZE})
+    squares = norms.BlockSquares(SIZE)
+    for _ in range(2):  # with what is left of the first time
+        squares.clear()
+        whole = {}
+        for lo, hi in np.random.default_rng(elements).permutation(list(itertools.pairwise(cuts))):
+            of_block = squares.put(lo, VECTOR[lo:hi])
+            assert np.array_equal(squares.last, np.square(VECTOR[lo:hi], dtype=np.float64))
+            if of_block is not None:
+                whole[lo // BLOCK] = of_block.copy()
+        assert squares.sums == norms.square_sums(VECTOR)
+        assert [whole[block].size for block in sorted(whole)] == [BLOCK, BLOCK, BLOCK, SIZE - 3 * BLOCK]
+        assert all(float(np.add.reduce(whole[block])) == squares.sums[block] for block in whole)
+
+
+def test_what_was_put_in_before_it_was_cleared_counts_no_more():
+    squares = norms.BlockSquares(SIZE)
+    squares.put(0, VECTOR[:1000])
+    squares.clear()
+    assert squares.put(1000, VECTOR[1000:BLOCK]) is None
+    assert squares.put(0, VECTOR[:1000]) is not None
 
 
 def test_a_block_is_a_plain_float64_sum():
     block = VECTOR[BLOCK : 2 * BLOCK].astype(np.float64)
-    assert block_squares(VECTOR)[1] == float(np.add.reduce(block * block))
+    assert norms.square_sums(VECTOR)[1] == float(np.add.reduce(block * block))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_shows(value):
     vector = VECTOR.copy()
     vector[2 * BLOCK + 5] = value
-    assert np.isfinite(block_squares(vector)).tolist() == [True, True, False, True]
+    assert np.isfinite(norms.square_sums(vector)).tolist() == [True, True, False, True]
 
 
 @settings(max_examples=30)

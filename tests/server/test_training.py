@@ -8,7 +8,7 @@ from lockstep_proto.codec import NodeChunk, Sums
 from lockstep_proto.defaults import complete
 from lockstep_proto.spec import read_spec
 from lockstep_proto.v1 import service_pb2, training_pb2
-from lockstep_server import update
+from lockstep_server import chunks
 from lockstep_server.effects import Dismiss, Ended, Send
 from lockstep_server.records import Outcome
 from tests.messages import read
@@ -149,7 +149,7 @@ def test_a_worker_that_sends_what_cannot_be_is_dismissed(node, elements, index, 
 
 
 def test_a_message_of_all_shards_is_let_go_when_its_parameters_are_updated(monkeypatch):
-    monkeypatch.setattr(update, "CHUNK_BYTES", 16)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 16)
     made = cluster()
     made.join("a")
     gradient = np.zeros(made.training.update.chunking.chunk_elements, np.float32)

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lockstep_proto.layout import Chunking, Layout
+from lockstep_proto.layout import Layout
 from lockstep_proto.spec import read_spec
 from lockstep_server.room import own_memory
-from lockstep_server.update import OverflowedError, ParameterUpdate, chunking_of
+from lockstep_server.update import NotFiniteError, OverflowedError, ParameterUpdate
 
 SPEC = read_spec(
     {
@@ -22,18 +22,6 @@ SPEC = read_spec(
         "dtype": "float64",
     }
 )
-
-
-@pytest.mark.parametrize("units", [1, 500, 2_200, 25_000])
-@pytest.mark.parametrize(("far", "wire_dtype"), [(False, "float32"), (True, "float32"), (False, "bfloat16")])
-def test_chunks_are_smaller_where_the_network_may_be_slow_and_the_model_is_not_large(units, far, wire_dtype):
-    network = {"inputs": 1000, "layers": [{"units": units}]}
-    fields = {"network": network, "loss": "norm", "batch_size": 8, "epochs": 1}
-    spec = read_spec(fields | {"wire_dtype": wire_dtype})
-    layout = Layout.from_spec(spec)
-    small = {1: 1, 500: 1, 2_200: 2, 25_000: 4}[units] * 65_536
-    expected = small if far or wire_dtype == "bfloat16" else 4 * 65_536
-    assert chunking_of(spec, layout, far=far) == Chunking(layout.num_parameters, expected)
 
 
 def test_adam_goes_on_counting_where_only_its_state_was_taken_over():
@@ -215,3 +203,46 @@ def test_a_message_cannot_be_written():
             message.data[0] = 0
     with pytest.raises(ValueError, match="read-only"):
         update.parameters[0] = 0.0
+
+
+def cut_into_pieces(optimizer, **changes):
+    """Blocks of the norms that have several chunks."""
+    network = {"inputs": 300, "layers": [{"units": 200}, {"units": 100}]}
+    fields = {"network": network, "loss": "norm", "batch_size": 8, "epochs": 1, "optimizer": optimizer}
+    spec = read_spec(fields | changes)
+    values = np.random.default_rng(1).normal(size=Layout.from_spec(spec).num_parameters).astype(np.float32)
+    made = [
+        ParameterUpdate(spec, attempt=1, version=0, parameters=values, state=None, num_updates=0, far=far)
+        for far in (False, True)
+    ]
+    assert [update.chunking.num_chunks for update in made] == [1, 6]
+    return made, np.random.default_rng(2).normal(size=values.size).astype(np.float32)
+
+
+@pytest.mark.parametrize("changes", [{}, {"clip_norm": 0.5}, {"penalty": {"l1": 0.1, "l2": 0.2}}])
+def test_the_cut_into_chunks_does_not_show_in_the_bits(changes):
+    (whole, cut), gradient = cut_into_pieces({"adam": {}}, **changes)
+    for update in (whole, cut):
+        update.measure_layers = True
+        for index in reversed(range(update.chunking.num_chunks)):
+            lo, hi = update.chunking.range(index)
+            update.apply(index, gradient[lo:hi], 3.0)
+        update.finish()
+    assert cut.gradient_norm() == whole.gradient_norm()
+    assert cut.penalty() == whole.penalty()
+    for update in (whole, cut):
+        update.commit()
+    assert cut.parameters.tobytes() == whole.parameters.tobytes()
+    assert cut.parameter_norms == whole.parameter_norms
+    np.testing.assert_allclose(cut.gradient_norms, whole.gradient_norms, rtol=1e-14)
+
+
+@pytest.mark.parametrize(("optimizer", "told_at"), [({"adam": {}}, 0), ({"sgd": {"momentum": 0.9}}, 4)])
+def test_a_gradient_that_is_not_finite_is_no_overflow_though_its_block_may_not_be_whole(optimizer, told_at):
+    """Adam divides infinity by infinity, which is seen at once; with momentum the whole block tells, at the fifth."""
+    (_, cut), gradient = cut_into_pieces(optimizer)
+    gradient[20] = np.inf
+    for index in range(told_at):
+        cut.apply(index, gradient[slice(*cut.chunking.range(index))], 1.0)
+    with pytest.raises(NotFiniteError, match="gradient of layer 2"):
+        cut.apply(told_at, gradient[slice(*cut.chunking.range(told_at))], 1.0)

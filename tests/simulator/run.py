@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep_proto import failpoints
-from lockstep_server import update
+from lockstep_server import chunks
 from tests.simulator import checks, faults, jobs
 from tests.simulator.client import Client
 from tests.simulator.disk import Disk, watched
@@ -247,11 +247,11 @@ class _Handler(logging.Handler):
 
 @contextmanager
 def _small_chunks() -> Iterator[None]:
-    before, update.CHUNK_BYTES = update.CHUNK_BYTES, CHUNK_BYTES
+    before, chunks.CHUNK_BYTES = chunks.CHUNK_BYTES, CHUNK_BYTES
     try:
         yield
     finally:
-        update.CHUNK_BYTES = before
+        chunks.CHUNK_BYTES = before
 
 
 def _fast_directory() -> str | None:
