@@ -12,16 +12,19 @@ added is the step's time less the floor's.
 
 import argparse
 import dataclasses
+import json
 
 from benchmarks import floor
 from benchmarks.choices import at_least_1, rounds
 from benchmarks.links import Link, link
 from benchmarks.networks import CASES
 from benchmarks.processes import end, launch, line_of
+from benchmarks.spent import Spent
 from benchmarks.table import Limit, Row, Table
 from lockstep.local import ENVIRONMENT
 
 CASE = "M"
+NUM_CPUS = 2
 HELP = "what transfer adds to a step on a slow network, against sending after computing in one piece"
 DESCRIPTION = (
     "Trains 784-512-256-10 with two workers behind a slow link, made of network namespaces and a relay. Needs root, "
@@ -41,6 +44,11 @@ class Way:
 
 HIDDEN = Limit(0.35, of_ratio=True)  # what may remain of what sending after computing adds
 NOTE = "Ratios of those in chunks are to the same type in one piece."
+SPENT_BY = ("the workers' rest", "the server", "the relay", "idle, or the kernel's network")  # beside computing
+SPENT = (
+    "The cores that compute carry both ends of the link and the relay, too: what transfer adds is at least half of "
+    "what that takes."
+)
 LATE = Way("sent after computing, in one piece", ("--wire-dtype", "float32", "--late"))
 LATE_ROUNDED = Way("in one piece, as bfloat16", ("--wire-dtype", "bfloat16", "--late"))
 WAYS = (
@@ -71,20 +79,30 @@ def measure(options: argparse.Namespace) -> list[Table]:
     for way in WAYS:
         in_one_piece = ways[way.instead_of][1] if way.instead_of else None
         ways[way] = steps.add(way.name), added.add(way.name, HIDDEN if way.instead_of else None, in_one_piece)
+    spent = Table(f"{name}: where the time of {NUM_CPUS} cores goes", "ms a step", note=SPENT)
+    computing = spent.add("computing as bare numpy does")
+    spent_by = {way: [spent.add(f"{what}, {way.name}") for what in SPENT_BY] for way in WAYS}
     with link(options.rate) as ends:
         for _ in options.rounds:
             bare.samples.append(floor.measure(case, ENVIRONMENT))
+            computing.samples.append(NUM_CPUS * bare.samples[-1])
             for way, (row, more) in ways.items():
-                row.samples.append(_train(ends, options, way))
-                more.samples.append(row.samples[-1] - bare.samples[-1])
-    return [steps, added]
+                step_ms, found = _train(ends, options, way)
+                row.samples.append(step_ms)
+                more.samples.append(step_ms - bare.samples[-1])
+                rest = found.cpu_ms["workers"] - computing.samples[-1]
+                parts = (rest, found.cpu_ms["server"], found.cpu_ms["relay"], found.idle_ms(NUM_CPUS))
+                for part, ms in zip(spent_by[way], parts, strict=True):
+                    part.samples.append(ms)
+    return [steps, added, spent]
 
 
-def _train(ends: Link, options: argparse.Namespace, way: Way) -> float:
+def _train(ends: Link, options: argparse.Namespace, way: Way) -> tuple[float, Spent]:
     amount = ["--case", CASE, "--batch", options.batch, "--epochs", options.epochs]
     place = ["--host", ends.host, "--delay-s", options.delay_ms / 1000, *way.options]
     process = launch("benchmarks.roles.far_job", *amount, *place, "--", *ends.workers, prefix=ends.server)
     try:
-        return float(line_of(process))
+        answer = json.loads(line_of(process))
     finally:
         end(process)
+    return answer["step_ms"], Spent(**answer["spent"])

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -45,9 +46,8 @@ def end(process: "subprocess.Popen[str]") -> None:
 
 
 def cpu_s(pid: int) -> float:
-    """Return the CPU seconds that a process's threads have used, those of the kernel for them included."""
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+    """Return the CPU seconds that a process has used, threads that have ended included. Raises OSError."""
+    return time.clock_gettime(~pid << 3 | 2)  # the number that Linux gives this clock, see clock_getcpuclockid(3)
 
 
 def children() -> dict[int, list[int]]:

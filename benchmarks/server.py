@@ -45,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def measure(options: argparse.Namespace) -> list[Table]:
     """Measure and return the tables."""
-    small = Series(Load(SMALL, options.steps or 1000), "steps/s", options.small_workers)
+    small = Series(Load(SMALL, options.steps or 8000), "steps/s", options.small_workers)
     large = Series(Load(tuple(options.large), options.steps or 6), "GB/s", options.large_workers)
     memory = Memory(large.load)
     for _ in options.rounds:

@@ -1,58 +1,59 @@
-"""Where the time of the cores goes while a local cluster trains: to computing, to the workers' rest, to the server."""
+"""Where the time of the cores goes while a job trains."""
 
 import contextlib
-import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import lockstep
 from benchmarks.networks import Case
-from benchmarks.processes import children, command, cpu_s
-
-SERVER, FLEET = "lockstep_server.main", "lockstep_worker.fleet_main"
+from benchmarks.processes import children, cpu_s
 
 
 @dataclass(frozen=True)
 class Spent:
-    """Milliseconds of a step: of CPU, of the server's process and of all the fleet's, and of the clock."""
+    """Milliseconds of a step: by the clock, and of CPU by those who have used it."""
 
-    server: float
-    fleet: float
-    wall: float
+    wall_ms: float
+    cpu_ms: dict[str, float]
+
+    def idle_ms(self, num_cpus: int) -> float:
+        """Return what the CPUs have not done for any of them."""
+        return num_cpus * self.wall_ms - sum(self.cpu_ms.values())
 
 
 @dataclass(frozen=True)
 class _Sample:
     step: int
     wall_s: float
-    server_s: float
-    fleet_s: dict[int, float]  # by process
+    used_s: dict[str, dict[int, float]]  # by process
 
-    def fleet_since(self, first: "_Sample") -> float:
-        """Return what the fleet has used since; of a process that has ended meanwhile nothing is known."""
-        return sum(used_s - first.fleet_s.get(pid, 0.0) for pid, used_s in self.fleet_s.items())
+    def since(self, first: "_Sample", name: str) -> float:
+        """Return what one has used since; of a process that has ended meanwhile nothing is known."""
+        return sum(used_s - first.used_s[name].get(pid, 0.0) for pid, used_s in self.used_s[name].items())
 
 
-def watch(updates: Iterable[lockstep.Update], case: Case) -> Spent:
-    """Follow a job of this process's only local cluster to its end; what counts are the steps after its warm-up."""
-    mine = {module: pid for pid in children()[os.getpid()] for module in (SERVER, FLEET) if module in command(pid)}
+def watch(updates: Iterable[lockstep.Update], case: Case, processes: Mapping[str, list[int]]) -> Spent:
+    """Follow a job to its end; what counts are the steps after its warm-up.
+
+    `processes` are asked for what they and all that they have started use. Raises RuntimeError if there are too few
+    steps.
+    """
     samples: list[_Sample] = []
     for update in updates:
         if update.job.state == "running" and update.job.step >= case.warmup_epochs * case.steps_per_epoch:
-            samples.append(_Sample(update.job.step, time.monotonic(), cpu_s(mine[SERVER]), _used_s(mine[FLEET])))
+            used_s = {name: _used_s(pids) for name, pids in processes.items()}
+            samples.append(_Sample(update.job.step, time.monotonic(), used_s))
+    if not samples or samples[-1].step == samples[0].step:
+        raise RuntimeError("the job was over before it could be looked at twice: give it more epochs")
     first, last = samples[0], samples[-1]
     steps = (last.step - first.step) / 1000
-    return Spent(
-        (last.server_s - first.server_s) / steps,
-        last.fleet_since(first) / steps,
-        (last.wall_s - first.wall_s) / steps,
-    )
+    return Spent((last.wall_s - first.wall_s) / steps, {name: last.since(first, name) / steps for name in processes})
 
 
-def _used_s(pid: int) -> dict[int, float]:
-    """Return the CPU seconds of a process, and of all that it has started or that those have, by process."""
-    started, found = children(), [pid]
+def _used_s(pids: list[int]) -> dict[int, float]:
+    """Return the CPU seconds of processes, and of all that they have started or that those have, by process."""
+    started, found = children(), list(pids)
     for parent in found:
         found += started[parent]
     used_s = {}

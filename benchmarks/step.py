@@ -7,6 +7,7 @@ time in these steps a further table says where it went.
 """
 
 import argparse
+import os
 import tempfile
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import lockstep
 from benchmarks import floor
 from benchmarks.choices import choice, rounds
 from benchmarks.networks import CASES, Case
+from benchmarks.processes import children, command
 from benchmarks.spent import Spent, watch
 from benchmarks.table import Limit, Table
 from lockstep.local import ENVIRONMENT
@@ -32,6 +34,7 @@ QUICK = ("--only", "S", "--rounds", "1")
 CLUSTERS = ((2, 1), (1, 2))  # workers, CPUs of each
 NUM_CPUS = 2
 SHARDS = (NUM_CPUS, 4 * NUM_CPUS)
+SERVER, FLEET = "lockstep_server.main", "lockstep_worker.fleet_main"  # the processes of a local cluster
 SPENT_BY = ("the workers' rest", "the server", "idle")  # the cores' time that is not computing
 SPENT = (
     "The workers' rest is their transport, sums and Python, what Ray does, and what computing takes longer beside it."
@@ -81,9 +84,8 @@ class Rows:
 
     def spent_by(self, cluster: tuple[int, int], spent: Spent) -> None:
         """Take in what a step takes of the cores, after the arithmetic alone."""
-        beyond = spent.fleet - self.computing.samples[-1]
-        idle = NUM_CPUS * spent.wall - spent.fleet - spent.server
-        for row, ms in zip(self._spent[cluster], (beyond, spent.server, idle), strict=True):
+        beyond = spent.cpu_ms[FLEET] - self.computing.samples[-1]
+        for row, ms in zip(self._spent[cluster], (beyond, spent.cpu_ms[SERVER], spent.idle_ms(NUM_CPUS)), strict=True):
             row.samples.append(ms)
 
 
@@ -111,7 +113,8 @@ def _round(cases: dict[Case, Rows], data_root: Path) -> None:
 
 def _train(client: lockstep.Client, case: Case, workers: int, shards: int) -> tuple[float, Spent]:
     job = client.submit(case.spec(workers=workers, shards=shards, data=f"{case.name}.npz"))
-    spent = watch(client.watch(job.id), case)
+    mine = {module: [pid] for pid in children()[os.getpid()] for module in (SERVER, FLEET) if module in command(pid)}
+    spent = watch(client.watch(job.id), case, mine)
     ms = ms_a_step(job.wait(), case)
     job.delete()
     return ms, spent

@@ -1,15 +1,17 @@
 """Trains at the server's end of a link, with workers at the other end. Run as a process.
 
-Prints the milliseconds of a step.
+Prints the milliseconds of a step, and those of CPU that its processes take for one.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import json
 
 import lockstep
 from benchmarks.networks import CASES
 from benchmarks.processes import Server, end, launch, line_of
+from benchmarks.spent import watch
 from benchmarks.stand_in import StandIn
 from benchmarks.step import ms_a_step
 from lockstep_proto import channels
@@ -58,11 +60,15 @@ def main() -> None:
             "--outputs",
             case.sizes[-1],
         ]
+        processes = {"server": [server.pid], "relay": [relay.pid], "workers": list[int]()}
         for i in range(NUM_WORKERS):
             place = ["--server", near, "--job", job.id, "--worker", f"w{i}", "--cpus", 1]
             late = ["--late"] if options.late else []
-            stack.callback(end, launch("benchmarks.roles.worker", *place, *data, *late, prefix=options.workers_end))
-        print(ms_a_step(job.wait(), case))
+            worker = launch("benchmarks.roles.worker", *place, *data, *late, prefix=options.workers_end)
+            stack.callback(end, worker)
+            processes["workers"].append(worker.pid)
+        spent = watch(client.watch(job.id), case, processes)
+        print(json.dumps({"step_ms": ms_a_step(job.wait(), case), "spent": dataclasses.asdict(spent)}))
 
 
 if __name__ == "__main__":

@@ -64,7 +64,9 @@ def test_the_server_is_measured_against_plain_sockets() -> None:
 @pytest.mark.netns
 def test_a_slow_network_is_measured_with_and_without_overlap() -> None:
     small = ("--batch", "64", "--epochs", "1", "--rate", "500mbit", "--delay-ms", "1")
-    (steps, names, (floor, *medians)), (added, _, more) = tables_of(run("network", "--rounds", "1", *small))
+    (steps, names, (floor, *medians)), (added, _, more), (_, used, spent) = tables_of(
+        run("network", "--rounds", "1", *small)
+    )
     assert steps == "M: 784-512-256-10, batch 64, 500mbit and 1 ms each way: a step, ms a step"
     assert added == "M: 784-512-256-10, batch 64, 500mbit and 1 ms each way: what transfer adds, ms a step"
     ways = "sent after computing, in one piece", "sent under the computation, in chunks"
@@ -74,6 +76,12 @@ def test_a_slow_network_is_measured_with_and_without_overlap() -> None:
     assert medians[0] > 1.9 * one_way_ms, "first up, then down"
     assert medians[1] > 0.95 * one_way_ms, "not faster than the link"
     assert medians[2] > 1.9 * one_way_ms / 2
+    assert len(used) == len(spent) == 1 + 4 * len(medians)
+    for i, step in enumerate(medians):
+        rest, server, relay, idle = spent[1 + 4 * i : 5 + 4 * i]
+        assert used[2 + 4 * i] == f"the server, {names[1 + i]}"
+        assert min(server, relay) > 0
+        assert step < spent[0] + rest + server + relay + idle < 4 * step, "both cores' time, of some of these steps"
 
 
 @pytest.mark.cluster
