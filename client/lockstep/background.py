@@ -3,10 +3,10 @@
 import argparse
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -116,9 +116,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     add_options(parser)
     options = parser.parse_args()
-    ending = threading.Event()
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()  # an Event's lock may be held where a signal comes
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ending.set())
+        signal.signal(number, lambda number, _: signals.put(number))
     try:
         cluster = LocalCluster(
             options.workers,
@@ -136,9 +136,18 @@ def main() -> None:
     partial = _state_file().with_suffix(".part")
     partial.write_text(json.dumps(known))
     partial.replace(_state_file())
-    while not ending.wait(LOOK_S) and cluster.running:
+    while cluster.running and not _has_come(signals):
         pass
     cluster.close()
+
+
+def _has_come(signals: "queue.SimpleQueue[int]") -> bool:
+    """Wait for a signal, for some time."""
+    try:
+        signals.get(timeout=LOOK_S)
+    except queue.Empty:
+        return False
+    return True
 
 
 if __name__ == "__main__":
