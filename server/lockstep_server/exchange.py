@@ -9,8 +9,9 @@ from grpc import StatusCode
 from lockstep_proto import codec, failpoints
 from lockstep_proto.v1 import training_pb2
 from lockstep_server.outbox import Outbox
-from lockstep_server.run import JOB_HAS_ENDED, JobRun
+from lockstep_server.run import JobRun
 from lockstep_server.sharing import Sharing
+from lockstep_server.streams import JOB_HAS_ENDED
 
 
 class Call(Protocol):

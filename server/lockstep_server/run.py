@@ -20,6 +20,7 @@ from lockstep_server.metrics import Metrics
 from lockstep_server.outbox import Outbox
 from lockstep_server.records import Outcome, RunListener
 from lockstep_server.sharing import Rooms, Sharing
+from lockstep_server.streams import JOB_HAS_ENDED, Streams, goodbye
 from lockstep_server.training import Training
 
 log = logging.getLogger(__name__)
@@ -71,8 +72,7 @@ class JobRun:
         self._listener = listener
         self.expelled = set(expelled)  # workers that are not taken in again; the fleet ends their processes
         self.measures = Measures(job_id, metrics, clock())
-        self._outboxes: dict[str, Outbox] = {}
-        self._infos: dict[str, service_pb2.WorkerInfo] = {}
+        self._streams = Streams(job_id)
         self._loop = asyncio.get_running_loop()
         self._ticking = self._loop.create_task(self._tick())
         self._look_at_s = math.inf  # when the training is looked at before the next tick
@@ -114,7 +114,7 @@ class JobRun:
     @property
     def workers(self) -> list[service_pb2.WorkerInfo]:
         """The workers that compute or could; one that was given up does not count, though its stream may drag on."""
-        return [info for worker_id, info in self._infos.items() if worker_id in self.training.workers]
+        return self._streams.infos(self.training.workers)
 
     def snapshot(self) -> Checkpoint:
         """Return the present version, whole."""
@@ -156,15 +156,9 @@ class JobRun:
         refusal = self._refusal(hello)
         if refusal:
             self._listener.event(service_pb2.SEVERITY_WARNING, refusal)
-            outbox.close(_goodbye(refusal, refused=True))
+            outbox.close(goodbye(refusal, refused=True))
             return None
-        former = self._outboxes.get(hello.worker_id)
-        if former is not None:
-            former.close(None)
-        self._outboxes[hello.worker_id] = outbox
-        self._infos[hello.worker_id] = service_pb2.WorkerInfo(
-            worker_id=hello.worker_id, job_id=self.job_id, host=hello.host, num_cpus=hello.num_cpus
-        )
+        self._streams.begin(hello, outbox)
         sharing = self._rooms.share(hello.machine, self.training.update.chunk_bytes)
         outbox.put(None, self._welcome(sharing))
         with self._defects_end_it():
@@ -174,7 +168,7 @@ class JobRun:
 
     def received(self, worker_id: str, outbox: Outbox, message: codec.NodeChunk | training_pb2.WorkerMessage) -> None:
         """Take in a message; one that comes on a stream which has been replaced or closed says nothing any more."""
-        if self._outboxes.get(worker_id) is not outbox:
+        if not self._streams.has(worker_id, outbox):
             return
         try:
             if isinstance(message, codec.NodeChunk):
@@ -189,8 +183,8 @@ class JobRun:
 
     def gone(self, worker_id: str, outbox: Outbox) -> None:
         """A worker's stream has ended."""
-        if self._outboxes.get(worker_id) is outbox:
-            del self._outboxes[worker_id], self._infos[worker_id]
+        if self._streams.has(worker_id, outbox):
+            self._streams.end(worker_id)
             with self._defects_end_it():
                 self._carry(self.training.worker_lost(worker_id, "its stream ended", self._clock()))
                 self._workers_changed()
@@ -263,8 +257,7 @@ class JobRun:
                 self.measures.speed.look(self._clock())
                 self._carry(self.training.tick(self._clock()))
                 self._workers_changed()
-                for outbox in self._outboxes.values():
-                    outbox.put_if_empty(_HEARTBEAT)
+                self._streams.beat()
 
     def _look(self) -> None:
         self._look_at_s = math.inf
@@ -297,47 +290,28 @@ class JobRun:
                 case Notice(severity, message):
                     self._listener.event(severity, message)
                 case Forget(worker_id):
-                    self._outboxes[worker_id].replace(_FORGET)
+                    self._streams.forget(worker_id)
                 case Listen(worker_id, listens):
-                    self._outboxes[worker_id].listen(listens)
+                    self._streams.listen(worker_id, listens)
                 case Dismiss(worker_id, reason, refused):
-                    if worker_id in self._outboxes:
-                        self._outboxes[worker_id].listen(True)
-                        self._outboxes[worker_id].close(_goodbye(reason, refused=refused))
+                    self._streams.dismiss(worker_id, reason, refused=refused)
                     self.expelled.add(worker_id)
                     self._listener.gave_up(worker_id)
                 case Ended(outcome):
                     failpoints.hit("server.run.ended")
                     self.close()
                     rewinds = outcome.state == service_pb2.JOB_STATE_RUNNING
-                    last_word = None if rewinds else JOB_HAS_ENDED
-                    for outbox in self._outboxes.values():  # those of workers that were given up, too
-                        outbox.listen(True)
-                        outbox.close(last_word)
+                    self._streams.close(None if rewinds else JOB_HAS_ENDED)
                     self.measures.count(self.training)
                     self._listener.ended(outcome)
         self._look_in_time()
 
     def _send(self, effect: Send) -> None:
-        for worker_id in effect.worker_ids:
-            outbox = self._outboxes.get(worker_id)
-            if outbox is None:
-                continue
-            if outbox.behind(effect.version):
-                self._carry(self.training.worker_behind(worker_id))
-                continue
-            outbox.put(effect.version, effect.message)
-            self.measures.num_bytes_out += effect.num_bytes
+        num_sent, behind = self._streams.send(effect)
+        self.measures.num_bytes_out += num_sent * effect.num_bytes
+        for worker_id in behind:
+            self._carry(self.training.worker_behind(worker_id))
 
     def _workers_changed(self) -> None:
         self.measures.count(self.training)
         self._listener.changed()
-
-
-def _goodbye(reason: str, *, refused: bool) -> bytes:
-    return training_pb2.ServerMessage(goodbye=training_pb2.Goodbye(reason=reason, refused=refused)).SerializeToString()
-
-
-JOB_HAS_ENDED = _goodbye("the job has ended", refused=False)
-_FORGET = training_pb2.ServerMessage(forget=training_pb2.Forget()).SerializeToString()
-_HEARTBEAT = training_pb2.ServerMessage(heartbeat=training_pb2.Heartbeat()).SerializeToString()
