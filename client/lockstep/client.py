@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lockstep.submission import Spec
     from lockstep.verifying import Verification
 
-CLOSE_S = 1.0  # for the end of calls after Ctrl-C: one that it came into while it began would never end
+CLOSE_S = 1.0  # for the end of calls, which gRPC waits for: one that Ctrl-C came into while it began never ends
 
 
 class Client:
@@ -153,19 +153,15 @@ class Client:
     def close(self) -> None:
         """Close the connection."""
         self._is_closed = True
-        self._channel.close()
+        closing = threading.Thread(target=self._channel.close, daemon=True)
+        closing.start()
+        closing.join(CLOSE_S)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        if kind is None or not issubclass(kind, KeyboardInterrupt):
-            self.close()
-            return
-        self._is_closed = True
-        closing = threading.Thread(target=self._channel.close, daemon=True)  # gRPC waits for calls that were torn
-        closing.start()
-        closing.join(CLOSE_S)
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def __repr__(self) -> str:
         return f"<Client of {self.address}{', closed' if self._is_closed else ''}>"

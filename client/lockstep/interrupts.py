@@ -79,7 +79,7 @@ class Held:
 def held() -> Iterator[Held]:
     """Hold back the signals that would raise KeyboardInterrupt; what still waits at the end is raised there.
 
-    Inside of another one it is that one. Only the main thread has signals.
+    That is so whatever else the block raises. Inside of another one it is that one. Only the main thread has signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield Held()
@@ -95,6 +95,8 @@ def held() -> Iterator[Held]:
             signal.signal(number, handler)
         yield handler
     finally:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, taken)  # so that all are given back
         for number in taken:
             signal.signal(number, signal.default_int_handler)
-    handler.check()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        handler.check()

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
+from lockstep.client import CLOSE_S, Client
 from lockstep.interrupts import Held, held
 from lockstep_proto.spec import read_spec
 from lockstep_proto.v1 import service_pb2, service_pb2_grpc
@@ -43,6 +44,19 @@ def test_a_signal_is_raised_at_the_next_wait(number: signal.Signals) -> None:
         with pytest.raises(KeyboardInterrupt):
             signals.run(threading.Event().wait)
     assert done == "what is not to be broken"
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_signal_is_raised_though_something_else_was(number: signal.Signals) -> None:
+    def work() -> None:
+        with held():
+            send(number)
+            raise ValueError
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert [signal.getsignal(number) for number in NUMBERS] == [signal.default_int_handler] * 2
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(NUMBERS)
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -181,6 +195,23 @@ def test_a_command_ends_that_is_interrupted_while_a_stream_begins(
     assert "Traceback" not in err
     assert servicer.submitted == (["again"] if "verify" in arguments else [])
     assert servicer.jobs.keys() == {"done", "waiting"}
+
+
+def test_closing_does_not_wait_for_a_call_that_was_torn(
+    waiting: tuple[Waiting, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(state: object) -> None:
+        raise KeyboardInterrupt
+
+    client = Client(waiting[1])
+    job = client.get("waiting")
+    monkeypatch.setattr("grpc._channel._run_channel_spin_thread", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        job.wait()
+    closing = threading.Thread(target=client.close, daemon=True)
+    closing.start()
+    closing.join(10 * CLOSE_S)
+    assert not closing.is_alive()
 
 
 @pytest.mark.parametrize("number", NUMBERS)

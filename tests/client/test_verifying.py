@@ -246,7 +246,7 @@ class Interrupting(FakeClient):
         return self.trace
 
     def _watch(self, job_id: str, *, timeout_s: float | None, known: Job) -> Iterator[Update]:
-        if not self._interrupted.wait(0.5):
+        if not self._interrupted.wait(3.0):
             self.waited = True
             self._ctrl_c()  # the main thread waits for this one
         assert self._gone.wait(30)
