@@ -17,7 +17,10 @@ BLOCK = 65_536
 
 
 class BlockSquares:
-    """Σ x² of every block of a vector that comes piece by piece, in any order."""
+    """Σ x² of every block of a vector that comes piece by piece, in any order.
+
+    It keeps the squares of blocks that are not whole: one or two, where pieces come nearly in order.
+    """
 
     def __init__(self, num_elements: int) -> None:
         self._sizes = [min(BLOCK, num_elements - lo) for lo in range(0, num_elements, BLOCK)]
@@ -52,14 +55,6 @@ class BlockSquares:
         self._spare.append(squares)
         self.sums[block] = float(np.add.reduce(squares[:size]))
         return squares[:size]
-
-
-def square_sums(vector: Array) -> list[float]:
-    """Return Σ x² of every block of a vector."""
-    squares = BlockSquares(vector.size)
-    for start in range(0, vector.size, BLOCK):
-        squares.put(start, vector[start : start + BLOCK])
-    return squares.sums
 
 
 def total(blocks: Iterable[float]) -> float:

@@ -46,6 +46,7 @@ class _Piece:
     in_chunk: slice
     block: "_Block"
     weights: list[slice]  # the parts in W^l, counted from its beginning
+    layers: list[tuple[int, slice]]  # the parts in W^l and b^l, and the layers' indices
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,6 @@ class _Block:
     number: int
     part: slice  # of the flat vector
     weights: list[slice]  # the parts in W^l, counted from its beginning
-    layers: list[tuple[int, slice]]  # the parts in W^l and b^l, and the layers' indices
 
 
 class ParameterUpdate:
@@ -127,7 +127,8 @@ class ParameterUpdate:
     def _begin(self) -> None:
         """Begin the next version. What has gone out of one that was begun before stays as it is."""
         self._draft(self.version + 1)
-        self._layer_squares = [0.0] * self.layout.num_layers
+        self._gradient_squares = [0.0] * self.layout.num_layers
+        self._parameter_squares = [0.0] * self.layout.num_layers
         self._squares.clear()
         self.learning_rate = self._learning_rates(self.version)
 
@@ -149,24 +150,24 @@ class ParameterUpdate:
             np.divide(gradient_sum[piece.in_chunk], divisor, out=g)
             if penalty.l1 or penalty.l2:
                 penalties.add_gradient(g, w[piece.in_chunk], piece.weights, penalty.l1, penalty.l2)
-            squares = self._squares.put(piece.part.start, g)
-            if squares is not None:
-                self._block_done(piece.block, squares)
+            self._square(piece, g)
             if self._clip_norm is None:
                 self._update(piece, out, w, g)
         return None if self._clip_norm else self._made(chunk_index)
 
-    def _block_done(self, block: _Block, squares: npt.NDArray[np.float64]) -> None:
-        """Do what is to be done with a block of the norms when all its pieces have come."""
-        if not math.isfinite(self._squares.sums[block.number]):
-            self._check(block.part, squares)
+    def _square(self, piece: _Piece, g: Array) -> None:
+        """Take a piece of the gradient into the norms, if it is finite."""
+        block, whole = piece.block, self._squares.put(piece.part.start, g)
+        if self.measure_layers:
+            self._measure(self._gradient_squares, piece, self._squares.last)
+        if whole is None:
+            self._check(float(np.add.reduce(self._squares.last)), piece.part, self._squares.last)
+            return
+        self._check(self._squares.sums[block.number], block.part, whole)
         penalty = self._spec.penalty
         if penalty.l1 or penalty.l2:
             w = self.parameters[block.part]
             self._penalties[block.number] = penalties.block_value(w, block.weights, penalty.l1, penalty.l2)
-        if self.measure_layers:
-            for layer, part in block.layers:
-                self._layer_squares[layer] += float(np.add.reduce(squares[part]))
 
     def finish(self) -> list[ParameterChunk]:
         """Update all chunks that have waited for the global norm. Return their messages. Raises OverflowedError."""
@@ -179,9 +180,8 @@ class ParameterUpdate:
     def commit(self) -> None:
         """Make the next version, which is whole, the present one."""
         if self.measure_layers:
-            self.gradient_norms = [math.sqrt(squares) for squares in self._layer_squares]
-            layers = map(self._next.whole().__getitem__, self.layout.layer_slices)
-            self.parameter_norms = [norms.norm(norms.square_sums(layer)) for layer in layers]
+            self.gradient_norms = [math.sqrt(squares) for squares in self._gradient_squares]
+            self.parameter_norms = [math.sqrt(squares) for squares in self._parameter_squares]
         self._take_over()
         spare = _like(self._state) if self._state_is_shared else self._state
         self._state, self._next_state, self._state_is_shared = self._next_state, spare, False
@@ -237,8 +237,9 @@ class ParameterUpdate:
         self._flagged = not self._finite
         self._optimizer.update(out, w[piece.in_chunk], g, state, new, rate, self.num_updates, piece.weights)
         if self._flagged and not np.isfinite(out).all():
-            self._check(piece.part, self._squares.last)  # its block may not be whole yet
             raise OverflowedError(f"the update of layer {self._layer_of(piece.part, out)} leaves the range of numbers")
+        if self.measure_layers:
+            self._measure(self._parameter_squares, piece, np.square(out, dtype=np.float64))
 
     def _made(self, chunk_index: int) -> ParameterChunk:
         """Make the messages of a chunk whose values have been written. Return the one that goes to workers."""
@@ -255,9 +256,15 @@ class ParameterUpdate:
     def _flag(self, kind: str, flag: int) -> None:
         self._flagged = True
 
-    def _check(self, part: slice, squares: npt.NDArray[np.float64]) -> None:
-        if not np.isfinite(squares).all():
+    def _check(self, total: float, part: slice, squares: npt.NDArray[np.float64]) -> None:
+        """Raise NotFiniteError if the sum of the squares of a part of the gradient is not finite."""
+        if not math.isfinite(total):
             raise NotFiniteError(f"the gradient of layer {self._layer_of(part, squares)} is not finite")
+
+    def _measure(self, layers: list[float], piece: _Piece, squares: npt.NDArray[np.float64]) -> None:
+        """Add a piece's share to the squares of each layer; for people, not for the mathematics."""
+        for layer, part in piece.layers:
+            layers[layer] += float(np.add.reduce(squares[part]))
 
     def _layer_of(self, part: slice, values: Array) -> int:
         """Return the layer of the first value of a part of the flat vector that is not finite."""
@@ -273,7 +280,7 @@ def _blocks(layout: Layout) -> list[_Block]:
     starts = range(0, layout.num_parameters, norms.BLOCK)
     ranges = [(lo, min(lo + norms.BLOCK, layout.num_parameters)) for lo in starts]
     return [
-        _Block(number, slice(lo, hi), clip_slices(layout.weight_slices, lo, hi), _layers(layout, lo, hi))
+        _Block(number, slice(lo, hi), clip_slices(layout.weight_slices, lo, hi))
         for number, (lo, hi) in enumerate(ranges)
     ]
 
@@ -283,7 +290,8 @@ def _pieces(layout: Layout, blocks: list[_Block], lo: int, hi: int) -> list[_Pie
     pieces = []
     for block in blocks[lo // norms.BLOCK : -(-hi // norms.BLOCK)]:
         a, b = max(block.part.start, lo), min(block.part.stop, hi)
-        pieces.append(_Piece(slice(a, b), slice(a - lo, b - lo), block, clip_slices(layout.weight_slices, a, b)))
+        weights, layers = clip_slices(layout.weight_slices, a, b), _layers(layout, a, b)
+        pieces.append(_Piece(slice(a, b), slice(a - lo, b - lo), block, weights, layers))
     return pieces
 
 

@@ -81,7 +81,7 @@ def test_a_slow_network_is_measured_with_and_without_overlap() -> None:
         rest, server, relay, idle = spent[1 + 4 * i : 5 + 4 * i]
         assert used[2 + 4 * i] == f"the server, {names[1 + i]}"
         assert min(server, relay) > 0
-        assert step < spent[0] + rest + server + relay + idle < 4 * step, "both cores' time, of some of these steps"
+        assert step / 2 < spent[0] + rest + server + relay + idle < 8 * step, "both cores' time, of some of these steps"
 
 
 @pytest.mark.cluster

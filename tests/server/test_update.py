@@ -215,7 +215,7 @@ def cut_into_pieces(optimizer, **changes):
         ParameterUpdate(spec, attempt=1, version=0, parameters=values, state=None, num_updates=0, far=far)
         for far in (False, True)
     ]
-    assert [update.chunking.num_chunks for update in made] == [1, 6]
+    assert [update.chunking.num_chunks for update in made] == [1, 2]
     return made, np.random.default_rng(2).normal(size=values.size).astype(np.float32)
 
 
@@ -233,16 +233,15 @@ def test_the_cut_into_chunks_does_not_show_in_the_bits(changes):
     for update in (whole, cut):
         update.commit()
     assert cut.parameters.tobytes() == whole.parameters.tobytes()
-    assert cut.parameter_norms == whole.parameter_norms
+    np.testing.assert_allclose(cut.parameter_norms, whole.parameter_norms, rtol=1e-14)
     np.testing.assert_allclose(cut.gradient_norms, whole.gradient_norms, rtol=1e-14)
 
 
-@pytest.mark.parametrize(("optimizer", "told_at"), [({"adam": {}}, 0), ({"sgd": {"momentum": 0.9}}, 4)])
-def test_a_gradient_that_is_not_finite_is_no_overflow_though_its_block_may_not_be_whole(optimizer, told_at):
-    """Adam divides infinity by infinity, which is seen at once; with momentum the whole block tells, at the fifth."""
+@pytest.mark.parametrize("optimizer", [{"adam": {}}, {"sgd": {"momentum": 0.9}}])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_gradient_that_is_not_finite_goes_nowhere_though_its_block_is_not_whole(optimizer, value):
     (_, cut), gradient = cut_into_pieces(optimizer)
-    gradient[20] = np.inf
-    for index in range(told_at):
-        cut.apply(index, gradient[slice(*cut.chunking.range(index))], 1.0)
+    gradient[20] = value
     with pytest.raises(NotFiniteError, match="gradient of layer 2"):
-        cut.apply(told_at, gradient[slice(*cut.chunking.range(told_at))], 1.0)
+        cut.apply(0, gradient[slice(*cut.chunking.range(0))], 1.0)
+    assert cut.next_messages == []
