@@ -35,7 +35,7 @@ ELSEWHERE = {
     "lockstep diff": ("tests/client/test_recomputing.py", 'run("diff", a.id, b.id)'),
     "lockstep verify ID": ("tests/client/test_recomputing.py", 'run("verify", job.id)'),
     "lockstep diff A B": ("tests/client/test_recomputing.py", 'run("diff", a.id, b.id)'),
-    "python -m benchmarks all --rounds 1 --markdown": (
+    "python -m benchmarks all --markdown": (
         "tests/benchmarks/test_command_line.py",
         'run("all", "--only", "start", "--quick", "--markdown", str(page))',
     ),
