@@ -154,7 +154,10 @@ class Client:
         """Close the connection."""
         self._is_closed = True
         closing = threading.Thread(target=self._channel.close, daemon=True)
-        closing.start()
+        try:
+            closing.start()
+        except RuntimeError:  # the interpreter ends and begins no threads any more: the connection ends with it
+            return
         closing.join(CLOSE_S)
 
     def __enter__(self) -> Self:

@@ -214,6 +214,16 @@ def test_closing_does_not_wait_for_a_call_that_was_torn(
     assert not closing.is_alive()
 
 
+def test_a_connection_can_be_closed_while_the_interpreter_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    client = Client("127.0.0.1:1")
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    client.close()
+    assert "closed" in repr(client)
+
+
 @pytest.mark.parametrize("number", NUMBERS)
 def test_a_verification_on_a_server_that_does_not_answer_ends_at_once(number: signal.Signals) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
