@@ -28,7 +28,7 @@ NUM_CPUS = 2
 HELP = "what transfer adds to a step on a slow network, against sending after computing in one piece"
 DESCRIPTION = (
     "Trains 784-512-256-10 with two workers behind a slow link, made of network namespaces and a relay. Needs root, "
-    "ip and tc. Five rounds take about four minutes."
+    "ip and tc. Five rounds take about five minutes."
 )
 QUICK = ("--rounds", "1", "--batch", "256", "--epochs", "1")
 

@@ -20,7 +20,7 @@ from benchmarks.table import Limit, Row, Table
 HELP = "steps/s and GB/s of a server with 1 to 64 workers that compute nothing, against plain sockets"
 DESCRIPTION = (
     "Starts a server and workers that answer every step at once, always with the same values. Reports steps a second, "
-    "gigabytes a second, the server's memory, and its CPU time. Five rounds take about fifteen minutes."
+    "gigabytes a second, the server's memory, and its CPU time. Five rounds take about ten minutes."
 )
 QUICK = ("--rounds", "1", "--large", "300,300", "--large-workers", "1,2", "--small-workers", "2", "--steps", "5")
 SMALL = CASES["S"].sizes  # 9.6 thousand parameters: one message each way

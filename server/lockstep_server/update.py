@@ -10,7 +10,6 @@ themselves are looked at only then.
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,10 @@ import numpy.typing as npt
 
 from lockstep_proto import bfloat16, failpoints
 from lockstep_proto.codec import ParameterChunk
-from lockstep_proto.layout import Layout, clip_slices
+from lockstep_proto.layout import Layout
 from lockstep_proto.v1 import job_pb2
 from lockstep_server import norms, penalties
+from lockstep_server.block_pieces import Piece, pieces_of
 from lockstep_server.chunks import chunking_of
 from lockstep_server.optimizers import State, optimizer_from_spec
 from lockstep_server.parameters import Draft
@@ -36,26 +36,6 @@ class NotFiniteError(ArithmeticError):
 
 class OverflowedError(ArithmeticError):
     """An update would make a parameter that is not finite."""
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """What of a chunk lies in one block of the norms: that stays in a core's cache while all is done to it."""
-
-    part: slice  # of the flat vector
-    in_chunk: slice
-    block: "_Block"
-    weights: list[slice]  # the parts in W^l, counted from its beginning
-    layers: list[tuple[int, slice]]  # the parts in W^l and b^l, and the layers' indices
-
-
-@dataclass(frozen=True)
-class _Block:
-    """A block of the norms."""
-
-    number: int
-    part: slice  # of the flat vector
-    weights: list[slice]  # the parts in W^l, counted from its beginning
 
 
 class ParameterUpdate:
@@ -87,21 +67,19 @@ class ParameterUpdate:
         self._state_is_shared = False  # with a checkpoint that is being written
         self.rounds = bfloat16.travels(spec)  # what goes to workers
         self._clip_norm = spec.clip_norm if spec.HasField("clip_norm") else None
-        ranges = [self.chunking.range(i) for i in range(self.chunking.num_chunks)]
-        blocks = _blocks(self.layout)
-        self._pieces = [_pieces(self.layout, blocks, lo, hi) for lo, hi in ranges]  # of each chunk
+        self._pieces = pieces_of(self.layout, self.chunking)  # of each chunk
         largest = min(norms.BLOCK, self.layout.num_parameters)
         self._gradient = np.empty(self.layout.num_parameters if self._clip_norm else largest, self.layout.dtype)
         self._squares = norms.BlockSquares(self.layout.num_parameters)
-        self._penalties = [0.0] * len(blocks)
+        self._penalties = [0.0] * len(self._squares.sums)  # of the blocks
         self._flagged = False  # by an operation whose result is not finite
         self._finite = all(np.isfinite(part).all() for part in (parameters, *self._state.values()))
         self.measure_layers = False
         self.gradient_norms: list[float] = []  # of each layer, where that was wanted
         self.parameter_norms: list[float] = []
         self._draft(version)
-        for i, (lo, hi) in enumerate(ranges):
-            self._next.values(i)[:] = parameters[lo:hi]
+        for i in range(self.chunking.num_chunks):
+            self._next.values(i)[:] = parameters[slice(*self.chunking.range(i))]
             self._made(i)
         self._take_over()
         self._begin()
@@ -155,7 +133,7 @@ class ParameterUpdate:
                 self._update(piece, out, w, g)
         return None if self._clip_norm else self._made(chunk_index)
 
-    def _square(self, piece: _Piece, g: Array) -> None:
+    def _square(self, piece: Piece, g: Array) -> None:
         """Take a piece of the gradient into the norms, if it is finite."""
         block, whole = piece.block, self._squares.put(piece.part.start, g)
         if self.measure_layers:
@@ -212,7 +190,7 @@ class ParameterUpdate:
         lo, hi = self.chunking.range(chunk_index)
         return self.parameters[lo:hi]
 
-    def _gradient_of(self, piece: _Piece) -> Array:
+    def _gradient_of(self, piece: Piece) -> Array:
         """Return where the gradient of a piece is made: all are kept only where clipping has to wait for the norm."""
         return self._gradient[piece.part] if self._clip_norm else self._gradient[: piece.part.stop - piece.part.start]
 
@@ -229,7 +207,7 @@ class ParameterUpdate:
             self._update(piece, out, w, self._gradient_of(piece))
         return self._made(chunk_index)
 
-    def _update(self, piece: _Piece, out: Array, w: Array, g: Array) -> None:
+    def _update(self, piece: Piece, out: Array, w: Array, g: Array) -> None:
         out = out[piece.in_chunk]
         state = {name: values[piece.part] for name, values in self._state.items()}
         new = {name: values[piece.part] for name, values in self._next_state.items()}
@@ -261,7 +239,7 @@ class ParameterUpdate:
         if not math.isfinite(total):
             raise NotFiniteError(f"the gradient of layer {self._layer_of(part, squares)} is not finite")
 
-    def _measure(self, layers: list[float], piece: _Piece, squares: npt.NDArray[np.float64]) -> None:
+    def _measure(self, layers: list[float], piece: Piece, squares: npt.NDArray[np.float64]) -> None:
         """Add a piece's share to the squares of each layer; for people, not for the mathematics."""
         for layer, part in piece.layers:
             layers[layer] += float(np.add.reduce(squares[part]))
@@ -273,28 +251,3 @@ class ParameterUpdate:
 
 def _like(state: State) -> State:
     return {name: np.empty_like(values) for name, values in state.items()}
-
-
-def _blocks(layout: Layout) -> list[_Block]:
-    """Return the blocks of the norms."""
-    starts = range(0, layout.num_parameters, norms.BLOCK)
-    ranges = [(lo, min(lo + norms.BLOCK, layout.num_parameters)) for lo in starts]
-    return [
-        _Block(number, slice(lo, hi), clip_slices(layout.weight_slices, lo, hi))
-        for number, (lo, hi) in enumerate(ranges)
-    ]
-
-
-def _pieces(layout: Layout, blocks: list[_Block], lo: int, hi: int) -> list[_Piece]:
-    """Cut a chunk where blocks of the norms end."""
-    pieces = []
-    for block in blocks[lo // norms.BLOCK : -(-hi // norms.BLOCK)]:
-        a, b = max(block.part.start, lo), min(block.part.stop, hi)
-        weights, layers = clip_slices(layout.weight_slices, a, b), _layers(layout, a, b)
-        pieces.append(_Piece(slice(a, b), slice(a - lo, b - lo), block, weights, layers))
-    return pieces
-
-
-def _layers(layout: Layout, lo: int, hi: int) -> list[tuple[int, slice]]:
-    parts = [(layer, clip_slices([part], lo, hi)) for layer, part in enumerate(layout.layer_slices)]
-    return [(layer, part) for layer, found in parts for part in found]
